@@ -1,0 +1,108 @@
+"""Reading a model server's answer as it comes, with time-outs, and with a cancellation that closes the connection."""
+
+from collections.abc import Callable
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
+from twisted.web.http import PotentialDataLoss
+from twisted.web.iweb import IResponse
+
+from ai_ticket.errors import ApiConnectionError, ApiResponseStructureError, DeadlineExceeded, DomainError
+
+
+class Body(Protocol):
+    """Delivers a response's body to a callable. `finished` fires when it has ended; cancelling it aborts.
+
+    `finished` fails with `DeadlineExceeded` where nothing came for longer than allowed, with `ApiConnectionError` where
+    the connection broke, with `ApiResponseStructureError` where the body ended before its announced end, and with what
+    the callable raises.
+    """
+
+    def __init__(self, clock: IReactorTime, received: Callable[[bytes], None], first: float, idle: float):
+        """@param first, idle: the longest silence in seconds before the first data, and after it (see `alive`)."""
+        self._received = received
+        self._idle = idle
+        self.finished: Deferred[None] = Deferred(lambda _: self._abort())
+        self._silence: IDelayedCall | None = clock.callLater(max(0.0, first), self._timed_out, first)
+
+    def read(self, response: IResponse) -> Deferred[None]:
+        """Begin to read; the result is `finished`."""
+        response.deliverBody(self)
+        return self.finished
+
+    def dataReceived(self, data: bytes) -> None:
+        """Some of the body has come."""
+        if self._silence is None:
+            return
+        try:
+            self._received(data)
+        except DomainError:
+            self._end(Failure())
+            self._abort()
+
+    def alive(self) -> None:
+        """What was wanted has come, such as a token: from now on the shorter silence counts."""
+        if self._silence is not None:
+            self._silence.reset(self._idle)
+
+    def complete(self) -> None:
+        """Nothing more is wanted: `finished` fires, and the connection is closed."""
+        self._end(None)
+        self._abort()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The body has ended, or the connection has."""
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self._end(None)
+        else:
+            self._end(Failure(connection_error(reason.value)))
+
+    def _timed_out(self, seconds: float) -> None:
+        self._silence = None
+        if not self.finished.called:
+            self.finished.errback(DeadlineExceeded("the model server was silent for too long"))
+        self._abort()
+
+    def _end(self, failure: Failure | None) -> None:
+        if self._silence is None:
+            return
+        self._silence.cancel()
+        self._silence = None
+        if not self.finished.called:
+            self.finished.callback(failure)
+
+    def _abort(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        abort_connection(self.transport)
+
+
+def abort_connection(transport: Any) -> None:
+    """Close the connection under a response's body at once.
+
+    The transport that a body is delivered on is a proxy that can only ask for an orderly close, which under TLS waits
+    for the peer; what it stands for is reached by its private attribute. It is gone when the response has ended.
+    """
+    connection = getattr(transport, "_producer", transport)
+    if connection is not None:
+        abort = getattr(connection, "abortConnection", None) or connection.loseConnection
+        abort()
+
+
+def connection_error(error: BaseException | None) -> DomainError:
+    """Which fault it is when a connection ends early: an answer that stops or stays out, or one that breaks."""
+    if isinstance(error, ResponseFailed) and not any(
+        reason.check(ConnectionLost, SSL.Error) for reason in error.reasons
+    ):
+        nothing = isinstance(error, ResponseNeverReceived)
+        return ApiResponseStructureError(
+            "the server closed the connection without an answer" if nothing else "the answer ended before its end"
+        )
+    return ApiConnectionError("the connection broke")

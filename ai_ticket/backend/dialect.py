@@ -1,0 +1,166 @@
+"""What the endpoints of KoboldCPP-compatible servers take and give: requests built, stream events read. Pure.
+
+Every endpoint but the last is asked to stream, also for one answer: closing a stream is the only way to stop every
+server's generation, and tokens that come are the only sign that it lives.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ai_ticket.backend.server import decode
+from ai_ticket.errors import ApiResponseStructureError, ApiServerError
+from ai_ticket.event import Event, Usage
+
+
+class _Delta(Struct, gc=False):
+    content: str | None = None
+
+
+class _Choice(Struct, gc=False):
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct, gc=False):
+    """A `data:` event of the OpenAI endpoints."""
+
+    choices: list[_Choice] | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+class _Token(Struct, gc=False):
+    """A `data:` event of KoboldCPP's own stream."""
+
+    token: str
+    finish_reason: str | None = None
+
+
+class _Result(Struct):
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Results(Struct):
+    """The body of KoboldCPP's answer that is not streamed."""
+
+    results: list[_Result]
+
+
+class Generation:
+    """What has come of an answer so far."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.finish_reason: str | None = None
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self.done = False
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self.parts)
+
+
+class Endpoint(Struct, frozen=True):
+    """A path that generates, and how to speak to it."""
+
+    name: str
+    path: str
+    streams: bool = True
+
+    def payload(self, event: Event, key: str) -> dict[str, Any]:
+        """The body of a request. `key` names the generation, for stopping it."""
+        raise NotImplementedError
+
+    def read(self, data: bytes, generation: Generation) -> None:
+        """Take in the data of one event, or the whole body where the endpoint does not stream.
+
+        @raise ApiResponseFormatError: it is not JSON. @raise ApiResponseStructureError: it is of another shape.
+        @raise ApiServerError: the server says that generating failed.
+        """
+        raise NotImplementedError
+
+
+class _OpenAIEndpoint(Endpoint, frozen=True):
+    def payload(self, event: Event, key: str) -> dict[str, Any]:
+        options = msgspec.to_builtins(event.parameters)
+        streaming = {"stream": True, "stream_options": {"include_usage": True}}
+        return {**self._input(event), **options, **streaming, "genkey": key}
+
+    def _input(self, event: Event) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def read(self, data: bytes, generation: Generation) -> None:
+        if data == b"[DONE]":
+            generation.done = True
+            return
+        chunk = decode(data, _Chunk)
+        if chunk.error is not None:
+            raise ApiServerError("the server reported an error in its stream")
+        if chunk.choices is None:
+            raise ApiResponseStructureError("an event of the stream has no choices")
+        for choice in chunk.choices:
+            text = choice.delta.content if choice.delta is not None else choice.text
+            if text:
+                generation.parts.append(text)
+            if choice.finish_reason is not None:
+                generation.finish_reason = choice.finish_reason
+        generation.model = chunk.model or generation.model
+        generation.usage = chunk.usage or generation.usage
+
+
+class _Chat(_OpenAIEndpoint, frozen=True):
+    def _input(self, event: Event) -> dict[str, Any]:
+        return {"messages": msgspec.to_builtins(event.messages)}
+
+
+class _Completions(_OpenAIEndpoint, frozen=True):
+    def _input(self, event: Event) -> dict[str, Any]:
+        return {"prompt": event.prompt}
+
+
+class _Kobold(Endpoint, frozen=True):
+    def payload(self, event: Event, key: str) -> dict[str, Any]:
+        options = msgspec.to_builtins(event.parameters)
+        renamed = {"max_tokens": "max_length", "seed": "sampler_seed", "stop": "stop_sequence"}
+        own = {renamed.get(name, name): value for name, value in options.items()}
+        return {"prompt": event.prompt, **own, "genkey": key}
+
+    def read(self, data: bytes, generation: Generation) -> None:
+        token = decode(data, _Token)
+        if token.token:
+            generation.parts.append(token.token)
+        if token.finish_reason is not None:
+            generation.finish_reason = token.finish_reason
+            generation.done = True
+
+
+class _KoboldWhole(_Kobold, frozen=True):
+    def read(self, data: bytes, generation: Generation) -> None:
+        results = decode(data, _Results).results
+        if not results:
+            raise ApiResponseStructureError("the answer holds no result")
+        result = results[0]
+        generation.parts.append(result.text)
+        generation.finish_reason = result.finish_reason or "length"
+        if result.prompt_tokens is not None and result.completion_tokens is not None:
+            total = result.prompt_tokens + result.completion_tokens
+            generation.usage = Usage(result.prompt_tokens, result.completion_tokens, total)
+        generation.done = True
+
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    _Chat("chat", "/v1/chat/completions"),
+    _Completions("completions", "/v1/completions"),
+    _Kobold("generate_stream", "/api/extra/generate/stream"),
+    _KoboldWhole("generate", "/api/v1/generate", streams=False),
+)
+"""Best first: a chat endpoint keeps the roles, and KoboldCPP's own stream can at least be stopped."""

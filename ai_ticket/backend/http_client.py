@@ -1,0 +1,29 @@
+"""The HTTP client for model servers: treq over Twisted's Agent, a connection for each request."""
+
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from treq.client import HTTPClient
+from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+
+from ai_ticket.environment import read_text
+
+
+def trust_root(ca_file: str | None) -> Any:
+    """What to trust for an https server: the certificates in a file, or those of the system.
+
+    @raise OSError: the file can't be read. @raise ValueError: there is no certificate in it.
+    """
+    if ca_file is None:
+        return platformTrust()
+    found = x509.load_pem_x509_certificates(read_text(ca_file).encode())
+    return trustRootFromCertificates([Certificate.loadPEM(one.public_bytes(Encoding.PEM)) for one in found])
+
+
+def make_http_client(reactor: Any, *, ca_file: str | None, connect_timeout: float) -> HTTPClient:
+    """A client that keeps no connection open: an idle one pins one of KoboldCPP's 24 threads."""
+    policy = BrowserLikePolicyForHTTPS(trust_root(ca_file))
+    pool = HTTPConnectionPool(reactor, persistent=False)
+    return HTTPClient(Agent(reactor, policy, connectTimeout=connect_timeout, pool=pool))

@@ -1,0 +1,206 @@
+"""One attempt at a completion on a KoboldCPP-compatible server."""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+from msgspec.structs import replace
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.iweb import IResponse
+
+from ai_ticket.backend.body import Body
+from ai_ticket.backend.dialect import ENDPOINTS, Endpoint, Generation
+from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, learn, short_model_name
+from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
+from ai_ticket.backend.sse import EventTooLarge, SSEDecoder
+from ai_ticket.errors import (
+    ApiClientError,
+    ApiConnectionError,
+    ApiResponseFormatError,
+    ApiResponseStructureError,
+    ApiServerError,
+    DomainError,
+)
+from ai_ticket.event import Completion, Event, FinishReason, Usage
+from ai_ticket.interfaces import BackendState
+
+PROBE_SECONDS = 5.0
+LARGEST_BODY = 67_108_864
+
+_HARD_CODED_USAGE = Usage(100, 100, 200)
+"""What KoboldCPP up to 1.77 says whatever it did."""
+
+
+class BackendTimeouts(Struct, frozen=True):
+    """Seconds: until the first token (None: what the deadline leaves), and between two of them."""
+
+    first_token: float | None
+    idle: float
+
+
+class _Perf(Struct):
+    """KoboldCPP's figures of the last generation: `stop_reason` 0 out of tokens, 1 end of text, 2 stop sequence."""
+
+    last_token_count: int
+    last_input_count: int | None = None
+    stop_reason: int | None = None
+
+
+class KoboldBackend:
+    """A model server behind the `Backend` seam."""
+
+    def __init__(
+        self,
+        name: str,
+        server: ModelServer,
+        *,
+        clock: IReactorTime,
+        timeouts: BackendTimeouts,
+        slots: int | None,
+        new_key: Callable[[], str],
+    ):
+        """@param slots: generations at a time; None for what the server says. @param new_key: a fresh random key."""
+        self._server = server
+        self._clock = clock
+        self._timeouts = timeouts
+        self._slots = slots
+        self._new_key = new_key
+        self._endpoint = 0
+        self._state = BackendState(name=name, up=False, slots=slots or 1, error="not yet asked")
+
+    @property
+    def state(self) -> BackendState:
+        """What was last learnt of it, from memory."""
+        return self._state
+
+    async def probe(self) -> BackendState:
+        """Ask the server what it is, without generating anything."""
+        try:
+            info = await learn(self._server, PROBE_SECONDS)
+        except DomainError as error:
+            self._state = replace(self._state, up=False, error=error.details or error.message)
+            return self._state
+        found = BackendState(
+            name=self._state.name,
+            up=True,
+            slots=self._slots or info.slots or 1,
+            kind=info.kind,
+            version=info.version,
+            model=info.model,
+            context_length=info.context_length,
+        )
+        if not self._state.up:
+            # It may be another server, or another version: which endpoints it has is open again.
+            self._endpoint = 2 if info.kind == KOBOLD_API else 0
+        self._state = found
+        return found
+
+    async def complete(self, event: Event, deadline: float) -> Completion:
+        """Generate the whole answer, on the best endpoint that the server has."""
+        try:
+            completion = await self._complete(event, deadline)
+        except ApiConnectionError as error:
+            self._state = replace(self._state, up=False, error=error.details)
+            raise
+        return completion
+
+    async def _complete(self, event: Event, deadline: float) -> Completion:
+        while True:
+            tried = self._endpoint
+            try:
+                generation = await self._generate(ENDPOINTS[tried], event, deadline)
+            except NoSuchEndpoint as error:
+                if tried + 1 >= len(ENDPOINTS):
+                    self._endpoint = 0
+                    raise ApiClientError(f"the server has none of the endpoints that generate ({error.details})")
+                self._endpoint = max(self._endpoint, tried + 1)
+                continue
+            return await self._completion(generation, event)
+
+    async def _generate(self, endpoint: Endpoint, event: Event, deadline: float) -> Generation:
+        left = deadline - self._clock.seconds()
+        first_token = min(left, self._timeouts.first_token or left)
+        begun = self._clock.seconds()
+        payload = endpoint.payload(event, self._new_key())
+        response = await self._server.post(endpoint.path, payload, first_token)
+        left = first_token - (self._clock.seconds() - begun)
+        generation = Generation()
+        if endpoint.streams and _media_type(response) == "text/event-stream":
+            await self._read_stream(response, endpoint, generation, left)
+        else:
+            await self._read_whole(response, endpoint, generation, left)
+        if generation.finish_reason == "error":
+            raise ApiServerError("the server says that generating failed")
+        return generation
+
+    async def _read_stream(
+        self, response: IResponse, endpoint: Endpoint, generation: Generation, first_token: float
+    ) -> None:
+        decoder = SSEDecoder()
+
+        def received(data: bytes) -> None:
+            try:
+                for found in decoder.feed(data):
+                    endpoint.read(found, generation)
+            except EventTooLarge:
+                raise ApiResponseFormatError("an event of the stream is too large")
+            if generation.done:
+                body.complete()
+            elif generation.parts:
+                body.alive()
+
+        body = Body(self._clock, received, first=first_token, idle=self._timeouts.idle)
+        await body.read(response)
+        if generation.finish_reason is None:
+            raise ApiResponseStructureError("the stream ended without its end")
+
+    async def _read_whole(
+        self, response: IResponse, endpoint: Endpoint, generation: Generation, timeout: float
+    ) -> None:
+        """An answer in one piece: from the endpoint that has no stream, or a server that ignores our asking for one."""
+        body = await self._server.read(response, timeout, LARGEST_BODY)
+        if endpoint.streams:
+            raise _not_a_stream(response, body)
+        endpoint.read(body, generation)
+
+    async def _completion(self, generation: Generation, event: Event) -> Completion:
+        usage = generation.usage if generation.usage != _HARD_CODED_USAGE else None
+        reason = generation.finish_reason
+        if self._state.kind in (KOBOLDCPP, KOBOLD_API):
+            perf = await self._perf() if usage is None else None
+            if perf is not None and usage is None and perf.last_input_count is not None:
+                total = perf.last_input_count + perf.last_token_count
+                usage = Usage(perf.last_input_count, perf.last_token_count, total)
+            reason = _kobold_reason(reason, usage, perf, event)
+        finish_reason: FinishReason = "length" if reason == "length" else "stop"
+        model = short_model_name(generation.model) or self._state.model or "unknown"
+        return Completion(generation.text, finish_reason, model, usage)
+
+    async def _perf(self) -> _Perf | None:
+        """The figures of the generation that just ended, which older versions and the native stream do not send."""
+        try:
+            return await self._server.get("/api/extra/perf", _Perf, PROBE_SECONDS)
+        except DomainError:
+            return None
+
+
+def _kobold_reason(reason: str | None, usage: Usage | None, perf: _Perf | None, event: Event) -> str | None:
+    """KoboldCPP says "length" also where a stop sequence ended the answer; then it has fewer tokens than allowed."""
+    if reason != "length":
+        return reason
+    if perf is not None and perf.stop_reason is not None:
+        return "length" if perf.stop_reason == 0 else "stop"
+    if usage is not None and usage.completion_tokens < event.parameters.max_tokens:
+        return "stop"
+    return "length"
+
+
+def _media_type(response: IResponse) -> str:
+    values = response.headers.getRawHeaders("content-type", [""])
+    return str(values[0]).partition(";")[0].strip().lower()
+
+
+def _not_a_stream(response: IResponse, body: bytes) -> DomainError:
+    """What it means that an answer to a request for a stream is none: KoboldCPP says `null` to what it can't read."""
+    if _media_type(response) != "application/json":
+        return ApiResponseFormatError(f"the answer is {_media_type(response) or 'of no type'}, not a stream of events")
+    return ApiResponseStructureError("the answer is JSON but not a stream" if body.strip() else "an empty reply")

@@ -1,0 +1,173 @@
+"""Reads the settings from the environment and the environment file, and says what is wrong with them.
+
+The environment wins over the file. An empty value counts as unset. `KOBOLDCPP_PASSWORD_FILE` names a file that holds
+the value of its twin.
+"""
+
+import difflib
+import io
+import os
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+import msgspec
+from dotenv.parser import parse_stream
+from msgspec import Struct
+
+from ai_ticket.backend.address import parse_api_url
+from ai_ticket.settings import NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
+
+ENV_FILE = "AI_TICKET_ENV_FILE"
+FILE_TWINS = {"KOBOLDCPP_PASSWORD_FILE": "KOBOLDCPP_PASSWORD"}
+OWN_PREFIXES = ("AI_TICKET_", "KOBOLDCPP_", "RATE_LIMIT_")
+LARGEST_FILE = 1_048_576
+
+_BOOLEANS = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
+
+
+class ConfigurationError(Exception):
+    """The settings can't be used. `problems` has one line each, naming the variable, its value and what is allowed."""
+
+    def __init__(self, problems: list[str]):
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+class Loaded(Struct, frozen=True):
+    """Settings in force, where each came from (by variable name), and what the operator should be told of them."""
+
+    settings: Settings
+    sources: dict[str, str]
+    warnings: list[str]
+
+
+def load(environ: Mapping[str, str]) -> Loaded:
+    """Read and validate the settings.
+
+    @raise ConfigurationError: one or more values, or a file that they name, can't be used.
+    """
+    problems: list[str] = []
+    from_file, path = _read_env_file(environ, problems)
+    values = {name: (text, path) for name, text in from_file.items()}
+    values |= {name: (text, "environment") for name, text in environ.items()}
+    values = {name: (text.strip(), source) for name, (text, source) in values.items() if text.strip()}
+    _read_file_twins(values, problems)
+
+    chosen: dict[str, Any] = {}
+    sources = dict.fromkeys(variables(), "default")
+    for variable in variables().values():
+        if variable.name in values:
+            text, sources[variable.name] = values[variable.name]
+            try:
+                chosen[variable.field] = _convert(variable, text)
+            except ValueError as error:
+                problems.append(problem(variable.name, text, str(error)))
+    settings = Settings(**chosen)
+    if not problems:
+        problems = _contradictions(settings)
+    if problems:
+        raise ConfigurationError(problems)
+    return Loaded(settings=settings, sources=sources, warnings=_warnings(values))
+
+
+def problem(name: str, value: object, reason: str) -> str:
+    """One line about a value that can't be used; a secret's value is not shown."""
+    variable = variables().get(name)
+    shown = "(hidden)" if variable is not None and variable.secret else repr(value)
+    return f"{name}={shown}: {reason}"
+
+
+def _read_env_file(environ: Mapping[str, str], problems: list[str]) -> tuple[dict[str, str], str]:
+    named = environ.get(ENV_FILE, "").strip()
+    path = os.path.abspath(named or ".env")
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        if named:
+            problems.append(problem(ENV_FILE, named, "no such file"))
+        return {}, path
+    except (OSError, ValueError) as error:
+        problems.append(problem(ENV_FILE, path, f"can't be read: {error}"))
+        return {}, path
+    found: dict[str, str] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error:
+            problems.append(f"{path}:{binding.original.line}: not a line of the form NAME=value")
+        elif binding.key is not None:
+            found[binding.key] = binding.value or ""
+    found.pop(ENV_FILE, None)
+    return found, path
+
+
+def read_text(path: str) -> str:
+    """A small UTF-8 file's text.
+
+    @raise OSError: it can't be read. @raise ValueError: it is too large or not UTF-8.
+    """
+    with open(path, encoding="utf-8") as file:
+        text = file.read(LARGEST_FILE + 1)
+    if len(text) > LARGEST_FILE:
+        raise ValueError(f"larger than {LARGEST_FILE} bytes")
+    return text
+
+
+def _read_file_twins(values: dict[str, tuple[str, str]], problems: list[str]) -> None:
+    for twin, name in FILE_TWINS.items():
+        if twin not in values:
+            continue
+        path, source = values[twin]
+        if name in values:
+            problems.append(problem(twin, path, f"set beside {name}; only one of the two may be"))
+            continue
+        try:
+            values[name] = (read_text(path).strip(), f"{twin} ({source})")
+        except (OSError, ValueError) as error:
+            problems.append(problem(twin, path, f"can't be read: {error}"))
+
+
+def _convert(variable: Variable, text: str) -> Any:
+    """@raise ValueError: the text is not a value of the variable's type and bounds."""
+    plain = bare_type(variable.type)
+    value: Any = text
+    if plain is bool:
+        value = _BOOLEANS.get(text.lower())
+    elif get_origin(plain) is not None and text.upper() in get_args(plain):
+        value = text.upper()
+    try:
+        return msgspec.convert(value, variable.type, strict=plain not in (int, float))
+    except msgspec.ValidationError:
+        raise ValueError(f"must be {variable.allowed}")
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What is wrong with values that are each well formed."""
+    found = []
+    if settings.default_max_tokens > settings.max_tokens_limit:
+        found.append(
+            problem(
+                "DEFAULT_MAX_TOKENS", settings.default_max_tokens, f"above MAX_TOKENS_LIMIT={settings.max_tokens_limit}"
+            )
+        )
+    try:
+        parse_api_url(settings.koboldcpp_api_url)
+    except ValueError as error:
+        found.append(problem("KOBOLDCPP_API_URL", settings.koboldcpp_api_url, str(error)))
+    tokens = settings.ai_ticket_auth_token, settings.ai_ticket_auth_token_file
+    if settings.ai_ticket_auth and not any(tokens):
+        found.append(
+            "AI_TICKET_AUTH_TOKEN: no token is configured; set it or AI_TICKET_AUTH_TOKEN_FILE, "
+            "or AI_TICKET_AUTH=off to let anyone in"
+        )
+    return found
+
+
+def _warnings(values: Mapping[str, tuple[str, str]]) -> list[str]:
+    known = {*variables(), *FILE_TWINS, *NOT_YET_IN_FORCE, ENV_FILE}
+    warnings = []
+    for name in sorted(values):
+        if name in NOT_YET_IN_FORCE:
+            warnings.append(f"{name}: not yet in force, the value has no effect")
+        elif name.startswith(OWN_PREFIXES) and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            warnings.append(f"{name}: unknown variable" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    return warnings

@@ -1,0 +1,1 @@
+"""The queue between callers and slots. May import `event`, `errors`, `interfaces`; nothing of `web` or `telemetry`."""

@@ -1,0 +1,70 @@
+"""A bounded queue, first in first out, in front of one backend's slots."""
+
+from collections import deque
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from ai_ticket.errors import DeadlineExceeded, Overloaded
+from ai_ticket.event import Completion, Event
+from ai_ticket.interfaces import Backend, Client
+
+_SMOOTHING = 0.2
+_FIRST_GUESS_SECONDS = 2.0
+
+
+class FifoPipeline:
+    """Gives the backend no more events at a time than it has slots; the others wait, up to a limit.
+
+    The number of slots is read anew whenever it matters: a probe may have learnt it meanwhile.
+    """
+
+    def __init__(self, backend: Backend, clock: IReactorTime, queue_limit: int):
+        self._backend = backend
+        self._clock = clock
+        self._queue_limit = queue_limit
+        self._waiting: deque[Deferred[None]] = deque()
+        self._running = 0
+        self._service_seconds = _FIRST_GUESS_SECONDS
+
+    async def submit(self, event: Event, client: Client, deadline: float) -> Completion:
+        """Wait for a slot and generate; cancelling leaves the queue, or stops the generation."""
+        answering = Deferred.fromCoroutine(self._answer(event, deadline))
+        answering.addTimeout(max(0.0, deadline - self._clock.seconds()), self._clock, onTimeoutCancel=_too_late)
+        return await answering
+
+    async def _answer(self, event: Event, deadline: float) -> Completion:
+        await self._take_slot()
+        begun = self._clock.seconds()
+        try:
+            completion = await self._backend.complete(event, deadline)
+        finally:
+            self._release_slot()
+        seconds = self._clock.seconds() - begun
+        self._service_seconds += _SMOOTHING * (seconds - self._service_seconds)
+        return completion
+
+    async def _take_slot(self) -> None:
+        if self._running < self._slots():
+            self._running += 1
+            return
+        if len(self._waiting) >= self._queue_limit:
+            turns = (len(self._waiting) + 1) / self._slots()
+            raise Overloaded(f"{len(self._waiting)} events are waiting", retry_after=turns * self._service_seconds)
+        turn: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(turn)
+        await turn
+
+    def _release_slot(self) -> None:
+        """Pass the slot on, or those that have come free."""
+        self._running -= 1
+        while self._waiting and self._running < self._slots():
+            self._running += 1
+            self._waiting.popleft().callback(None)
+
+    def _slots(self) -> int:
+        return self._backend.state.slots
+
+
+def _too_late(_: object, seconds: float) -> None:
+    raise DeadlineExceeded

@@ -1,0 +1,52 @@
+"""What of the settings can be wrong beyond their values: files that are not there, or do not fit."""
+
+from collections.abc import Iterator
+
+from ai_ticket.backend import model
+from ai_ticket.backend.address import parse_api_url
+from ai_ticket.backend.http_client import trust_root
+from ai_ticket.environment import problem, read_text
+from ai_ticket.settings import Settings
+from ai_ticket.web.auth import parse_token_list, parse_tokens
+from ai_ticket.web.tls import CertificateError, server_context
+
+
+def problems(settings: Settings) -> list[str]:
+    """One line for each reason why the service can't start with these settings. Reads files, so it blocks."""
+    return [*_certificate(settings), *_tokens(settings), *_backend(settings)]
+
+
+def _certificate(settings: Settings) -> Iterator[str]:
+    try:
+        server_context(settings.tls_cert_file, settings.tls_key_file)
+    except CertificateError as error:
+        yield str(error)
+
+
+def _tokens(settings: Settings) -> Iterator[str]:
+    if not settings.ai_ticket_auth:
+        return
+    fixed = parse_token_list(settings.ai_ticket_auth_token or "")
+    path = settings.ai_ticket_auth_token_file
+    if path is None:
+        if not fixed:
+            yield problem("AI_TICKET_AUTH_TOKEN", settings.ai_ticket_auth_token, "no token in it")
+        return
+    try:
+        parse_tokens(read_text(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        yield problem("AI_TICKET_AUTH_TOKEN_FILE", path, reason or "can't be read")
+
+
+def _backend(settings: Settings) -> Iterator[str]:
+    address = parse_api_url(settings.koboldcpp_api_url)
+    if address.url is None:
+        reason = model.problem(address.model_path)
+        if reason is not None:
+            yield problem("KOBOLDCPP_API_URL", settings.koboldcpp_api_url, reason)
+    if settings.koboldcpp_ca_file is not None:
+        try:
+            trust_root(settings.koboldcpp_ca_file)
+        except (OSError, ValueError) as error:
+            yield problem("KOBOLDCPP_CA_FILE", settings.koboldcpp_ca_file, f"can't be read: {error}")

@@ -1,0 +1,166 @@
+"""The settings: each declared once with its type, default, bounds and meaning. `environment` reads them.
+
+A setting's environment variable is its field name in upper case. Times are in seconds, sizes in bytes.
+"""
+
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from msgspec import Meta, Struct
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(ge=0.01, le=86400)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Text = Annotated[str, Meta(min_length=1)]
+LogLevel = Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"]
+
+
+def _help(text: str) -> Meta:
+    return Meta(description=text)
+
+
+def _secret(text: str) -> Meta:
+    return Meta(description=text, extra={"secret": True})
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Every setting in force, validated. The defaults are those of a service on this machine for this machine."""
+
+    bind_host: Annotated[str, _help("address to listen on; empty: all, IPv4 and IPv6")] = ""
+    tls_port: Annotated[Port, _help("port of the HTTPS endpoint; 0 lets the kernel pick one")] = 8443
+    http_port: Annotated[Port | None, _help("port of a plain HTTP endpoint for use behind a proxy; unset: none")] = None
+    tls_cert_file: Annotated[Text, _help("certificate chain of the HTTPS endpoint, PEM")] = "ops/certs/server.crt"
+    tls_key_file: Annotated[Text, _help("private key of the certificate, PEM")] = "ops/certs/server.key"
+    hsts_seconds: Annotated[
+        int, Meta(ge=0, le=63_072_000), _help("max-age of Strict-Transport-Security on HTTPS answers; 0: not sent")
+    ] = 0
+    max_connections: Annotated[Count, _help("open connections from callers, the exporter's not counted")] = 10_000
+    header_timeout_seconds: Annotated[Seconds, _help("time for a whole request head")] = 10.0
+    body_timeout_seconds: Annotated[Seconds, _help("time for a whole request body")] = 30.0
+    keepalive_timeout_seconds: Annotated[Seconds, _help("time that an idle connection is kept")] = 75.0
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, le=67_108_864), _help("size of the body of one event; larger ones get 413")
+    ] = 1_048_576
+
+    ai_ticket_auth: Annotated[bool, _help("off lets anyone in who reaches the port")] = True
+    ai_ticket_auth_token: Annotated[str | None, _secret("accepted tokens, separated by commas")] = None
+    ai_ticket_auth_token_file: Annotated[
+        Text | None, _help("file of accepted tokens, one a line: `token`, `name token` or `name sha256:<hex>`")
+    ] = None
+    ai_ticket_auth_token_reload_interval: Annotated[
+        Seconds, _help("time between looks at whether the token file has changed")
+    ] = 30.0
+
+    koboldcpp_api_url: Annotated[
+        Text,
+        _help("address of the KoboldCPP-compatible server; `local:` for the bundled one, `local:/path/model.gguf`"),
+    ] = "http://localhost:5001/api"
+    koboldcpp_password: Annotated[str | None, _secret("key that the model server asks for")] = None
+    koboldcpp_slots: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        _help("generations at a time; unset: 1 for KoboldCPP, what the server says for llama.cpp"),
+    ] = None
+    koboldcpp_ca_file: Annotated[Text | None, _help("certificates to trust for an https model server, PEM")] = None
+    koboldcpp_connect_timeout_seconds: Annotated[Seconds, _help("time for connecting to the model server")] = 5.0
+    koboldcpp_first_token_timeout_seconds: Annotated[
+        Seconds | None, _help("time until the first token; unset: what is left of the event's deadline")
+    ] = None
+    koboldcpp_idle_timeout_seconds: Annotated[Seconds, _help("longest silence between two tokens")] = 30.0
+
+    queue_limit: Annotated[int, Meta(ge=0, le=1_000_000), _help("events that may wait for a slot")] = 256
+    request_timeout_seconds: Annotated[Seconds, _help("an event's deadline, from its arrival, waiting included")] = 120
+    default_max_tokens: Annotated[Count, _help("max_tokens of an event that names none")] = 512
+    max_tokens_limit: Annotated[Count, _help("largest max_tokens that an event may ask for")] = 4096
+    shutdown_grace_seconds: Annotated[Seconds, _help("time for what is in flight when the service is stopped")] = 120.0
+
+    log_level: Annotated[LogLevel, _help("least severe level that is logged")] = "INFO"
+    metrics_namespace: Annotated[
+        str, Meta(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$"), _help("prefix of the names of all metrics")
+    ] = "ai_ticket"
+    metrics_on_tls: Annotated[bool, _help("off leaves /metrics to the exporter alone")] = True
+    otel_prometheus_host: Annotated[Text, _help("address of the metrics exporter")] = "0.0.0.0"
+    otel_prometheus_port: Annotated[Port, _help("port of the metrics exporter, plain HTTP")] = 9464
+
+
+NOT_YET_IN_FORCE = frozenset(
+    """
+    BATCH_LINGER_SECONDS BATCH_SIZE CORS_ALLOW_ORIGINS KOBOLDCPP_MAX_ATTEMPTS LOG_FORMAT LOG_PAYLOADS
+    MAX_BATCH_BODY_BYTES MAX_BATCH_EVENTS MAX_CONCURRENCY MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
+    OTEL_EXPORTER_OTLP_ENDPOINT OTEL_SERVICE_NAME OTEL_TRACES_EXPORTER OTEL_TRACES_SAMPLER OTEL_TRACES_SAMPLER_ARG
+    RATE_LIMIT_BACKEND RATE_LIMIT_BY RATE_LIMIT_MAX_CLIENTS RATE_LIMIT_REQUESTS RATE_LIMIT_WINDOW_SECONDS
+    REDIS_URL REDIS_URL_FILE SHUTDOWN_DELAY_SECONDS TRUST_PROXY_COUNT WORKERS
+    """.split()
+)
+"""Variables of the contract whose feature comes later: known, answered with a warning, without effect."""
+
+
+class Variable(Struct, frozen=True):
+    """How one setting is written in the environment."""
+
+    name: str
+    field: str
+    type: Any
+    default: Any
+    help: str
+    secret: bool
+    allowed: str
+
+
+@cache
+def variables() -> dict[str, Variable]:
+    """The settings by the name of their environment variable, in the order of their declaration."""
+    hints = get_type_hints(Settings, include_extras=True)
+    declared = (_variable(field, hints[field], getattr(DEFAULTS, field)) for field in Settings.__struct_fields__)
+    return {variable.name: variable for variable in declared}
+
+
+def _variable(field: str, hint: Any, default: Any) -> Variable:
+    metas = _metas(hint)
+    extra: dict[str, Any] = {}
+    for meta in metas:
+        extra |= meta.extra or {}
+    return Variable(
+        name=field.upper(),
+        field=field,
+        type=hint,
+        default=default,
+        help=next(meta.description for meta in metas if meta.description),
+        secret=extra.get("secret", False),
+        allowed=_allowed(hint, metas),
+    )
+
+
+def _metas(hint: Any) -> list[Meta]:
+    """All annotations of a type, those inside an optional included."""
+    if get_origin(hint) is Annotated:
+        return [meta for meta in hint.__metadata__ if isinstance(meta, Meta)] + _metas(hint.__origin__)
+    if get_origin(hint) in (Union, UnionType):
+        return [meta for part in get_args(hint) for meta in _metas(part)]
+    return []
+
+
+def bare_type(hint: Any) -> Any:
+    """The plain type beneath annotations and `None`: int, float, bool, str or a Literal."""
+    if get_origin(hint) is Annotated:
+        return bare_type(hint.__origin__)
+    if get_origin(hint) in (Union, UnionType):
+        return bare_type(next(part for part in get_args(hint) if part is not type(None)))
+    return hint
+
+
+def _allowed(hint: Any, metas: list[Meta]) -> str:
+    plain = bare_type(hint)
+    if plain is bool:
+        return "on or off"
+    if get_origin(plain) is Literal:
+        return "one of " + ", ".join(get_args(plain))
+    if plain is str:
+        pattern = next((meta.pattern for meta in metas if meta.pattern), None)
+        return f"text that matches {pattern}" if pattern else "text"
+    low = next((meta.ge for meta in metas if meta.ge is not None), None)
+    high = next((meta.le for meta in metas if meta.le is not None), None)
+    return f"a {'whole ' if plain is int else ''}number from {low} to {high}"
+
+
+DEFAULTS = Settings()

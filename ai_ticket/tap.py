@@ -1,0 +1,176 @@
+"""The composition root: the one place that imports a reactor, and that puts the rooms together."""
+
+import os
+import secrets
+import sys
+from random import Random
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from twisted.application.service import Service
+from twisted.internet.threads import deferToThreadPool
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.usage import Options as UsageOptions
+
+from ai_ticket import preflight
+from ai_ticket.backend.address import parse_api_url
+from ai_ticket.backend.http_client import make_http_client
+from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
+from ai_ticket.backend.local import LocalServer
+from ai_ticket.backend.model import model_file
+from ai_ticket.backend.prober import Prober
+from ai_ticket.backend.server import Location, ModelServer
+from ai_ticket.environment import ConfigurationError, Loaded, load
+from ai_ticket.event import EventLimits
+from ai_ticket.pipeline.fifo import FifoPipeline
+from ai_ticket.service import AITicket, Endpoint, Reloadable
+from ai_ticket.settings import Settings
+from ai_ticket.telemetry.logs import Logs
+from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
+from ai_ticket.web.auth import Authenticator, TokenFile, parse_token_list
+from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
+from ai_ticket.web.http1 import Http1
+from ai_ticket.web.http2 import Http2
+from ai_ticket.web.routes import EventRoutes, HealthRoutes, metrics_route
+from ai_ticket.web.site import Site
+from ai_ticket.web.tls import TlsConnections, server_context
+
+MAX_EXPORTER_CONNECTIONS = 100
+
+
+class Options(UsageOptions):
+    """`twistd ai-ticket` has none: its settings are environment variables (`ai-ticket check-config` lists them)."""
+
+    longdesc = (
+        "AI Ticket: takes events over HTTPS and answers them with a self-hosted language model. Settings come from "
+        "environment variables and the file AI_TICKET_ENV_FILE (.env); `ai-ticket check-config` shows those in force."
+    )
+
+
+def makeService(options: UsageOptions, reactor: Any = None) -> AITicket:
+    """The service, with the settings of the environment. Nothing is opened or started yet.
+
+    @raise SystemExit: the settings can't be used; standard error says why, a line for each problem.
+    """
+    if reactor is None:
+        from twisted.internet import reactor  # noqa: PLC0415
+    try:
+        loaded = load(os.environ)
+        problems = preflight.problems(loaded.settings)
+        if problems:
+            raise ConfigurationError(problems)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"ai-ticket: {problem}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(1)
+    return build(loaded, reactor)
+
+
+def build(loaded: Loaded, reactor: Any) -> AITicket:
+    """The service with these settings, which have passed `preflight`, on this reactor."""
+    settings = loaded.settings
+    random = Random()  # noqa: S311 - only jitter comes from it
+    metrics = Metrics(settings.metrics_namespace, CollectorRegistry())
+    authenticator = Authenticator(
+        parse_token_list(settings.ai_ticket_auth_token or ""), enabled=settings.ai_ticket_auth, recorder=metrics
+    )
+    token_file = None
+    if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
+        token_file = TokenFile(settings.ai_ticket_auth_token_file, authenticator)
+        token_file.load()
+
+    backend, children = _make_backend(settings, reactor, random)
+    timeouts = Timeouts(
+        settings.header_timeout_seconds, settings.body_timeout_seconds, settings.keepalive_timeout_seconds
+    )
+    callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
+    scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
+    metrics_routes = [metrics_route(metrics.render, CONTENT_TYPE)]
+    events = EventRoutes(
+        authenticator=authenticator,
+        pipeline=FifoPipeline(backend, reactor, settings.queue_limit),
+        clock=reactor,
+        limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
+        max_body_bytes=settings.max_body_bytes,
+        request_timeout=settings.request_timeout_seconds,
+        draining=lambda: service.draining,
+    )
+    health = HealthRoutes(lambda: [backend.state], draining=lambda: service.draining)
+
+    def make_site(routes: list[Any]) -> Site:
+        return Site(
+            routes,
+            clock=reactor,
+            recorder=metrics,
+            new_request_id=lambda: secrets.token_hex(16),
+            hsts_seconds=settings.hsts_seconds,
+        )
+
+    site = make_site([*events.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])])
+    tls = TlsConnections(server_context(settings.tls_cert_file, settings.tls_key_file))
+    secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)
+    secure.noisy = False
+    endpoints = [Endpoint("https", "TLS_PORT", settings.bind_host, settings.tls_port, secure)]
+    if settings.http_port is not None:
+        plain = ConnectionFactory(callers, site, secure=False)
+        endpoints.append(Endpoint("http", "HTTP_PORT", settings.bind_host, settings.http_port, plain))
+    exporter = ConnectionFactory(scrapers, make_site(metrics_routes), secure=False)
+    endpoints.append(
+        Endpoint(
+            "metrics", "OTEL_PROMETHEUS_PORT", settings.otel_prometheus_host, settings.otel_prometheus_port, exporter
+        )
+    )
+    service = AITicket(
+        reactor=reactor,
+        logs=Logs(settings.log_level),
+        warnings=loaded.warnings,
+        endpoints=endpoints,
+        connections=[callers, scrapers],
+        in_flight=lambda: site.in_flight,
+        reloadable=Reloadable(token_file, tls, settings.tls_cert_file, settings.tls_key_file),
+        reload_interval=settings.ai_ticket_auth_token_reload_interval,
+        grace=settings.shutdown_grace_seconds,
+        in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+    )
+    for child in children:
+        child.setServiceParent(service)
+    return service
+
+
+def _make_backend(settings: Settings, reactor: Any, random: Random) -> tuple[KoboldBackend, list[Service]]:
+    address = parse_api_url(settings.koboldcpp_api_url)
+    children: list[Service] = []
+    slots = settings.koboldcpp_slots
+    if address.url is None:
+        local = LocalServer(
+            processes=reactor,
+            clock=reactor,
+            model=model_file(address.model_path),
+            slots=slots or 1,
+            make_key=lambda: secrets.token_hex(32),
+            jitter=random.random,
+            environ=os.environ,
+        )
+        children.append(local)
+        locate = local.location
+    else:
+        location = Location(address.url, settings.koboldcpp_password)
+
+        def locate() -> Location | None:
+            return location
+
+    http = make_http_client(
+        reactor, ca_file=settings.koboldcpp_ca_file, connect_timeout=settings.koboldcpp_connect_timeout_seconds
+    )
+    backend = KoboldBackend(
+        address.name,
+        ModelServer(http, reactor, locate),
+        clock=reactor,
+        timeouts=BackendTimeouts(
+            settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds
+        ),
+        slots=slots,
+        new_key=lambda: "AT" + secrets.token_hex(16),
+    )
+    children.append(Prober(backend, reactor, random.random))
+    return backend, children

@@ -1,0 +1,1 @@
+"""Logs and metrics: observers of what the other rooms do. Only `service` and `tap` import it."""

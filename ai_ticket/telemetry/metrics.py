@@ -1,0 +1,79 @@
+"""Prometheus metrics of the HTTP surface, in a registry of their own."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from ai_ticket import __version__
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_LABELS = ("route", "method", "status")
+
+
+class Metrics:
+    """Counts what happens at the HTTP surface (the `Recorder` seam), and renders it."""
+
+    def __init__(self, namespace: str, registry: CollectorRegistry):
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and nobody asks for them
+        self._registry = registry
+        self._requests = Counter(
+            "server_requests", "Requests answered.", _LABELS, namespace=namespace, registry=registry
+        )
+        self._failures = Counter(
+            "server_request_failures",
+            "Requests answered with a status of 500 or above.",
+            _LABELS,
+            namespace=namespace,
+            registry=registry,
+        )
+        self._durations = Histogram(
+            "server_request_duration_seconds",
+            "Time from a request's head to its answer.",
+            _LABELS,
+            namespace=namespace,
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self._in_flight = Gauge(
+            "server_requests_in_flight", "Requests being answered.", namespace=namespace, registry=registry
+        )
+        auth_failures = Counter(
+            "server_auth_failures",
+            "Requests refused for want of a valid token.",
+            ("reason",),
+            namespace=namespace,
+            registry=registry,
+        )
+        self._auth_failures = {reason: auth_failures.labels(reason) for reason in ("missing", "invalid")}
+        build = Gauge("build_info", "The version that runs.", ("version",), namespace=namespace, registry=registry)
+        build.labels(__version__).set(1)
+        ProcessCollector(registry=registry)
+
+    def request_started(self) -> None:
+        """A request's head has come."""
+        self._in_flight.inc()
+
+    def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
+        """A request was answered, or its caller left."""
+        labels = (route, method, str(status))
+        self._in_flight.dec()
+        self._requests.labels(*labels).inc()
+        self._durations.labels(*labels).observe(seconds)
+        if status >= 500:
+            self._failures.labels(*labels).inc()
+
+    def authentication_failed(self, reason: str) -> None:
+        """A request had no valid token."""
+        self._auth_failures[reason].inc()
+
+    def render(self) -> bytes:
+        """All families in the Prometheus text format."""
+        return generate_latest(self._registry)

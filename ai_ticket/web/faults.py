@@ -1,0 +1,114 @@
+"""Errors to answers: the one table from a fault's code to its status, and the faults that only HTTP has."""
+
+import math
+from typing import Any
+
+import msgspec
+
+from ai_ticket.errors import DomainError
+
+STATUSES = {
+    "invalid_request": 400,
+    "invalid_input_format": 400,
+    "missing_content_field": 400,
+    "invalid_parameter": 400,
+    "unauthorised": 401,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "length_required": 411,
+    "payload_too_large": 413,
+    "unsupported_media_type": 415,
+    "prompt_extraction_failed": 422,
+    "context_length_exceeded": 422,
+    "internal_error": 500,
+    "api_connection_error": 502,
+    "api_server_error": 502,
+    "api_client_error": 502,
+    "api_authentication_error": 502,
+    "api_response_format_error": 502,
+    "api_response_structure_error": 502,
+    "overloaded": 503,
+    "shutting_down": 503,
+    "api_rate_limited": 503,
+    "deadline_exceeded": 504,
+}
+
+
+class Unauthorised(DomainError):
+    """No valid token."""
+
+    code = "unauthorised"
+    default_message = "A valid token is needed."
+
+
+class NotFound(DomainError):
+    """No such path."""
+
+    code = "not_found"
+    default_message = "There is nothing at this path."
+
+
+class MethodNotAllowed(DomainError):
+    """The path has no such method; `allowed` are those that it has."""
+
+    code = "method_not_allowed"
+    default_message = "The path does not take this method."
+
+    def __init__(self, allowed: list[str]):
+        self.allowed = allowed
+        super().__init__(f"allowed: {', '.join(allowed)}")
+
+
+class LengthRequired(DomainError):
+    """A body of unknown length, which HTTP/1 can't have (RFC 9110, 15.5.12)."""
+
+    code = "length_required"
+    default_message = "The request needs a Content-Length or a chunked body."
+
+
+class PayloadTooLarge(DomainError):
+    """The body is over the limit."""
+
+    code = "payload_too_large"
+    default_message = "The body is too large."
+
+
+class UnsupportedMediaType(DomainError):
+    """Not JSON."""
+
+    code = "unsupported_media_type"
+    default_message = "The Content-Type must be application/json."
+
+
+def status_of(error: DomainError) -> int:
+    """The status of the answer to this error."""
+    return STATUSES[error.code]
+
+
+def error_headers(error: DomainError) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that go with this error."""
+    headers = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(retry_after_seconds(error.retry_after)).encode()))
+    if isinstance(error, Unauthorised):
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(error.allowed).encode()))
+    if error.code == "shutting_down":
+        headers.append((b"connection", b"close"))
+    return tuple(headers)
+
+
+def error_object(error: DomainError, request_id: str) -> dict[str, Any]:
+    """The error as the caller gets it."""
+    return {"error": error.code, "message": error.message, "details": error.details, "request_id": request_id}
+
+
+def error_body(error: DomainError, request_id: str) -> bytes:
+    """The error as the JSON text of an answer."""
+    return msgspec.json.encode(error_object(error, request_id))
+
+
+def retry_after_seconds(seconds: float) -> int:
+    """A Retry-After in whole seconds: rounded up, 1 at the least."""
+    return max(1, math.ceil(seconds))

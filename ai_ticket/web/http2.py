@@ -1,0 +1,317 @@
+"""HTTP/2 on one connection: h2 keeps the protocol's state, this turns streams into requests and answers into frames."""
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+from hyperframe.frame import GoAwayFrame
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from ai_ticket.web.connections import CLOSE_SECONDS, Connection
+from ai_ticket.web.http1 import MAX_HEAD_BYTES
+from ai_ticket.web.request import HeaderList, Request
+
+MAX_CONCURRENT_STREAMS = 100
+RESET_BURST = 200
+RESETS_A_SECOND = 33.0
+"""Streams that a peer may reset before it is taken for an attack (CVE-2023-44487): a burst, and a rate after that."""
+
+
+class Stream:
+    """One stream: a request, and what is still to be sent of its answer.
+
+    `deadline` is when the body must be complete, or when the peer must have taken more of the answer. `answered` says
+    that all of the answer is sent.
+    """
+
+    def __init__(self, codec: "Http2", stream_id: int, deadline: float):
+        self.codec = codec
+        self.id = stream_id
+        self.request: Request  # set as soon as it is made: each needs the other
+        self.body_open = True
+        self.answered = False
+        self.deadline: float | None = deadline
+        self.pending: memoryview | None = None
+
+    def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
+        """Send the answer, as far as flow control allows now."""
+        self.codec.send(self, status, headers, body, content_length)
+
+    def send_continue(self) -> None:
+        """Tell the caller to send the body."""
+        self.codec.send_continue(self)
+
+
+@implementer(IPushProducer)
+class Http2:
+    """The HTTP/2 codec of a connection."""
+
+    _log = Logger()
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        self._transport = connection.transport
+        self._timeouts = connection.connections.timeouts
+        self._streams: dict[int, Stream] = {}
+        self._last_stream_id = 0
+        self._blocked = False
+        self._closing = False
+        self._resets = float(RESET_BURST)
+        self._resets_at = self._now()
+        self.deadline: float | None = self._now() + self._timeouts.header
+
+        config = h2.config.H2Configuration(client_side=False, header_encoding=None)
+        self._h2 = h2.connection.H2Connection(config)
+        self._h2.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_CONCURRENT_STREAMS,
+                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
+            },
+        )
+        self._transport.registerProducer(self, True)  # type: ignore[attr-defined]
+        self._h2.initiate_connection()
+        self._write()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._streams
+
+    # What the connection tells the codec.
+
+    def received(self, data: bytes) -> None:
+        """Parse, then act on what was found."""
+        if self._closing:
+            return
+        try:
+            events = self._h2.receive_data(data)
+        except h2.exceptions.ProtocolError:
+            self._end_connection()
+            return
+        for event in events:
+            self._handle(event)
+        self._write()
+
+    def _handle(self, event: h2.events.Event) -> None:
+        match event:
+            case h2.events.RequestReceived():
+                self._begin(event)
+            case h2.events.DataReceived():
+                self._body_received(event)
+            case h2.events.StreamEnded():
+                self._body_ended(event.stream_id)
+            case h2.events.StreamReset():
+                self._reset_by_peer(event.stream_id)
+            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
+                self._flush_all()
+            case h2.events.ConnectionTerminated():
+                self._end_connection()
+
+    def lost(self) -> None:
+        """The connection is gone, and with it the callers of all requests under way."""
+        self._closing = True
+        self.deadline = None
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.request.connection_lost()
+
+    def check_deadlines(self, now: float) -> None:
+        """End streams whose body comes, or whose answer is read, too slowly; and a connection idle for too long."""
+        for stream in list(self._streams.values()):
+            if stream.deadline is not None and now >= stream.deadline:
+                self._cut(stream)
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+            self._go_away()
+            self._close()
+
+    def drain(self) -> None:
+        """Announce that no new streams are taken; streams under way go on to their end."""
+        if not self._closing:
+            self._go_away()
+            if self.idle:
+                self._close()
+
+    # Requests.
+
+    def _begin(self, event: h2.events.RequestReceived) -> None:
+        stream_id = event.stream_id
+        self._last_stream_id = max(self._last_stream_id, stream_id)
+        stream = Stream(self, stream_id, self._now() + self._timeouts.body)
+        headers: dict[bytes, bytes] = {}
+        for name, value in event.headers:
+            known = headers.get(name)
+            headers[name] = value if known is None else known + b", " + value
+        stream.request = Request(
+            stream,
+            method=headers.pop(b":method", b"").decode("latin-1"),
+            target=headers.pop(b":path", b""),
+            version="2",
+            headers=headers,
+            peer=self._connection.peer,
+            secure=self._connection.secure,
+            arrived=self._now(),
+        )
+        self._streams[stream_id] = stream
+        self.deadline = None
+        self._connection.listener.received(stream.request)
+
+    def _body_received(self, event: h2.events.DataReceived) -> None:
+        stream = self._streams.get(event.stream_id)
+        if stream is None or stream.answered:
+            # Nobody wants it. The stream's own window stays as it is, so no more than that can come.
+            self._h2.increment_flow_control_window(event.flow_controlled_length)
+            return
+        stream.request.body_received(event.data)
+        try:
+            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        except h2.exceptions.StreamClosedError:
+            self._h2.increment_flow_control_window(event.flow_controlled_length)
+
+    def _body_ended(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        stream.body_open = False
+        if stream.answered:
+            self._forget(stream)
+        elif not stream.request.responded:
+            stream.deadline = None
+            stream.request.body_ended()
+
+    def _reset_by_peer(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._forget(stream)
+            stream.request.connection_lost()
+        now = self._now()
+        self._resets = min(RESET_BURST, self._resets + max(0.0, now - self._resets_at) * RESETS_A_SECOND) - 1
+        self._resets_at = now
+        if self._resets < 0:
+            self._log.info("too many stream resets", peer=self._connection.peer)
+            self._h2.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+            self._end_connection()
+
+    def _cut(self, stream: Stream) -> None:
+        self._forget(stream)
+        stream.request.connection_lost()
+        # Where there was an answer, the rest of the body is not wanted, and this is no error (RFC 9113, 8.1).
+        code = h2.errors.ErrorCodes.NO_ERROR if stream.answered else h2.errors.ErrorCodes.CANCEL
+        try:
+            self._h2.reset_stream(stream.id, code)
+        except h2.exceptions.StreamClosedError:
+            self._log.debug("a stream to reset was closed already")
+        self._write()
+
+    # Answers.
+
+    def send_continue(self, stream: Stream) -> None:
+        """Tell the stream's caller to send the body."""
+        self._h2.send_headers(stream.id, [(b":status", b"100")])
+        self._write()
+
+    def send(self, stream: Stream, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
+        """Send the answer on a stream."""
+        head = [(b":status", b"%d" % status), (b"date", self._connection.connections.date())]
+        head += [header for header in headers if header[0] != b"connection"]
+        head.append((b"content-length", b"%d" % content_length))
+        try:
+            self._h2.send_headers(stream.id, head, end_stream=not body)
+        except h2.exceptions.StreamClosedError:
+            self._forget(stream)
+            return
+        stream.deadline = self._now() + self._timeouts.keepalive
+        if body:
+            stream.pending = memoryview(body)
+            self._flush(stream)
+        else:
+            self._answered(stream)
+        self._write()
+
+    def _flush_all(self) -> None:
+        for stream in list(self._streams.values()):
+            self._flush(stream)
+
+    def _flush(self, stream: Stream) -> None:
+        """Send what flow control and the transport allow of a stream's answer."""
+        while stream.pending is not None and not self._blocked:
+            size = min(
+                len(stream.pending),
+                self._h2.local_flow_control_window(stream.id),
+                self._h2.max_outbound_frame_size,
+            )
+            if size <= 0:
+                return
+            last = size == len(stream.pending)
+            self._h2.send_data(stream.id, stream.pending[:size], end_stream=last)
+            stream.pending = None if last else stream.pending[size:]
+            stream.deadline = self._now() + self._timeouts.keepalive
+            if last:
+                self._answered(stream)
+            self._write()
+
+    def _answered(self, stream: Stream) -> None:
+        """All of the answer is sent. A caller who is still sending gets a while to notice before the stream is reset:
+
+        a reset that comes with the answer makes curl 7 drop the answer.
+        """
+        stream.answered = True
+        if stream.body_open:
+            stream.deadline = self._now() + CLOSE_SECONDS
+        else:
+            self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        self._streams.pop(stream.id, None)
+        if not self._streams:
+            self.deadline = self._now() + self._timeouts.keepalive
+            if self._connection.connections.draining and not self._closing:
+                self._write()
+                self._close()
+
+    # The connection.
+
+    def _go_away(self) -> None:
+        # h2's own close_connection would forbid answering the streams that are still open.
+        frame = GoAwayFrame(stream_id=0, last_stream_id=self._last_stream_id, error_code=0)
+        self._transport.write(frame.serialize())
+
+    def _end_connection(self) -> None:
+        """Send what h2 has to say about it, and close; requests under way end as lost."""
+        self._write()
+        self.lost()
+        self._close()
+
+    def _close(self) -> None:
+        self._closing = True
+        # TLS says good-bye only when no producer is registered.
+        self._transport.unregisterProducer()  # type: ignore[attr-defined]
+        self._connection.close()
+
+    def _write(self) -> None:
+        data = self._h2.data_to_send()
+        if data:
+            self._transport.write(data)
+
+    # The transport's flow control.
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full."""
+        self._blocked = True
+
+    def resumeProducing(self) -> None:
+        """The transport's buffer has room again."""
+        self._blocked = False
+        self._flush_all()
+
+    def stopProducing(self) -> None:
+        """The transport takes no more."""
+        self._blocked = True
+
+    def _now(self) -> float:
+        return self._connection.connections.now()

@@ -1,0 +1,178 @@
+"""The one request seam for HTTP/1.1 and HTTP/2: a head, a body handed on as it arrives, and one answer.
+
+A connection makes a `Request` as soon as the head is there, passes it to the site, and then feeds it the body. The site
+may answer at any time, also before the body has come: what is left of the body is the connection's business.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import Struct
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+
+from ai_ticket.web.faults import PayloadTooLarge
+
+HeaderList = list[tuple[bytes, bytes]]
+
+
+class Response(Struct, frozen=True):
+    """A whole answer. `headers` are those beside the ones that every answer has."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Exchange(Protocol):
+    """The connection (HTTP/1.1) or stream (HTTP/2) that a request came on, as its request sees it."""
+
+    def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
+        """Send the one answer. `body` is empty for HEAD, whatever `content_length` says."""
+
+    def send_continue(self) -> None:
+        """Tell a caller who waits for it to send the body."""
+
+
+class Request:
+    """A caller's request.
+
+    `headers` has lower-case names; a repeated header's values are joined with a comma (RFC 9110, 5.2). `path` is as
+    sent, without the query. `arrived` is the clock's time when the head was complete. `lost` says that the caller is
+    gone, or was cut off.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_ended",
+        "_exchange",
+        "_limit",
+        "_on_lost",
+        "_size",
+        "_waiting",
+        "arrived",
+        "headers",
+        "id",
+        "lost",
+        "method",
+        "path",
+        "peer",
+        "responded",
+        "secure",
+        "version",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        method: str,
+        target: bytes,
+        version: str,
+        headers: dict[bytes, bytes],
+        peer: str,
+        secure: bool,
+        arrived: float,
+    ):
+        self._exchange = exchange
+        self.method = method
+        self.path = _path(target)
+        self.version = version
+        self.headers = headers
+        self.peer = peer
+        self.secure = secure
+        self.arrived = arrived
+        self.id = ""
+        self.responded = False
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._limit: int | None = None
+        self._waiting: Deferred[bytes] | None = None
+        self.lost = False
+        self._on_lost: Callable[[], object] | None = None
+
+    @property
+    def content_length(self) -> int | None:
+        """The announced size of the body in bytes, or None where it is not announced."""
+        value = self.headers.get(b"content-length")
+        return int(value) if value is not None and value.isdigit() else None
+
+    def when_lost(self, call: Callable[[], object]) -> None:
+        """Call this, once, when the caller goes away before the answer was sent."""
+        self._on_lost = call
+
+    def read_body(self, limit: int) -> Deferred[bytes]:
+        """The whole body, once it is there.
+
+        The Deferred fails with `PayloadTooLarge` at the first byte over the limit.
+        """
+        self._limit = limit
+        if self.lost:
+            return fail(CancelledError())
+        if self._over_limit() or (self.content_length or 0) > limit:
+            return fail(self._too_large())
+        if self._ended:
+            return succeed(b"".join(self._chunks))
+        if not self._size and self.headers.get(b"expect", b"").lower() == b"100-continue":
+            self._exchange.send_continue()
+        self._waiting = Deferred(self._cancelled)
+        return self._waiting
+
+    def respond(self, response: Response, headers: HeaderList) -> None:
+        """Send the answer; nothing happens if the caller is gone or has one already."""
+        if self.responded or self.lost:
+            return
+        self.responded = True
+        self._chunks.clear()
+        body = b"" if self.method == "HEAD" else response.body
+        head = [(b"content-type", response.content_type), *headers, *response.headers]
+        self._exchange.send(response.status, head, body, len(response.body))
+
+    # What the connection tells the request.
+
+    def body_received(self, data: bytes) -> None:
+        """Some of the body has come."""
+        if self.responded:
+            return
+        self._size += len(data)
+        if not self._over_limit():
+            self._chunks.append(data)
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.errback(self._too_large())
+
+    def body_ended(self) -> None:
+        """All of the body has come."""
+        self._ended = True
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.callback(b"".join(self._chunks))
+
+    def connection_lost(self) -> None:
+        """The caller is gone, or was cut off."""
+        self.lost = True
+        self._chunks.clear()
+        if self._on_lost is not None and not self.responded:
+            on_lost, self._on_lost = self._on_lost, None
+            on_lost()
+
+    def _over_limit(self) -> bool:
+        return self._limit is not None and self._size > self._limit
+
+    def _too_large(self) -> PayloadTooLarge:
+        self._chunks.clear()
+        return PayloadTooLarge(f"the body is larger than {self._limit} bytes")
+
+    def _cancelled(self, waiting: Deferred[bytes]) -> None:
+        self._waiting = None
+        waiting.errback(CancelledError())
+
+
+def _path(target: bytes) -> str:
+    """The path of a request target in origin or absolute form (RFC 9112, 3.2)."""
+    if not target.startswith(b"/"):
+        _, separator, rest = target.partition(b"://")
+        slash = rest.find(b"/")
+        target = rest[slash:] if separator and slash >= 0 else target
+    return target.partition(b"?")[0].decode("latin-1")

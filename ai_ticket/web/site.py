@@ -1,0 +1,147 @@
+"""The site: from a request to its route, and from what the route's handler does to the one answer."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+from msgspec import Struct
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ai_ticket.errors import DomainError, InternalError, InvalidRequest
+from ai_ticket.interfaces import Recorder
+from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body, error_headers, status_of
+from ai_ticket.web.request import HeaderList, Request, Response
+
+CLIENT_CLOSED_REQUEST = 499
+"""Stands in logs and metrics where a caller left before the answer, as nginx has it."""
+
+UNMATCHED = "unmatched"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Route(Struct, frozen=True):
+    """What a path does, by method. HEAD is answered wherever GET is."""
+
+    path: str
+    handlers: Mapping[str, Handler]
+
+    @property
+    def allowed(self) -> list[str]:
+        """The methods that the path takes."""
+        return sorted({*self.handlers, *(["HEAD"] if "GET" in self.handlers else [])})
+
+    def handler(self, method: str) -> Handler:
+        """The handler of a method.
+
+        @raise MethodNotAllowed: the path does not take it.
+        """
+        handler = self.handlers.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            raise MethodNotAllowed(self.allowed)
+        return handler
+
+
+class Site:
+    """Answers requests by a table of routes."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        routes: list[Route],
+        *,
+        clock: IReactorTime,
+        recorder: Recorder,
+        new_request_id: Callable[[], str],
+        hsts_seconds: int,
+    ):
+        self._routes = {route.path: route for route in routes}
+        self._clock = clock
+        self._recorder = recorder
+        self._new_request_id = new_request_id
+        self._headers: HeaderList = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
+        self._secure_headers = list(self._headers)
+        if hsts_seconds:
+            self._secure_headers.append((b"strict-transport-security", b"max-age=%d" % hsts_seconds))
+        self.in_flight: set[Request] = set()
+
+    def received(self, request: Request) -> None:
+        """Answer a request whose head is complete."""
+        given = request.headers.get(b"x-request-id", b"")
+        request.id = given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
+        self.in_flight.add(request)
+        self._recorder.request_started()
+        answering = Deferred.fromCoroutine(self._answer(request))
+        request.when_lost(answering.cancel)
+        answering.addErrback(self._failed, request)
+
+    def refuse(self, status: int) -> tuple[HeaderList, bytes]:
+        """Headers and body of the answer to what could not be read as a request."""
+        request_id = self._new_request_id()
+        error = InvalidRequest(
+            "the head is too large" if status == 431 else None, message="This is not a well-formed HTTP request."
+        )
+        self._recorder.request_started()
+        self._recorder.request_finished(UNMATCHED, "other", status, 0.0)
+        self._log.info("malformed request", status=status, request_id=request_id)
+        headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *self._headers]
+        return headers, error_body(error, request_id)
+
+    async def _answer(self, request: Request) -> None:
+        route = self._routes.get(request.path)
+        try:
+            if route is None:
+                raise NotFound
+            response = await route.handler(request.method)(request)
+        except DomainError as error:
+            response = error_response(error, request)
+        except CancelledError:
+            self._finished(request, route, CLIENT_CLOSED_REQUEST)
+            return
+        except Exception:
+            self._log.failure("a request failed", request_id=request.id)
+            response = error_response(InternalError(), request)
+        if request.lost:
+            self._finished(request, route, CLIENT_CLOSED_REQUEST)
+            return
+        common = self._secure_headers if request.secure else self._headers
+        request.respond(response, [(b"x-request-id", request.id.encode()), *common])
+        self._finished(request, route, response.status)
+
+    def _finished(self, request: Request, route: Route | None, status: int) -> None:
+        self.in_flight.discard(request)
+        name = route.path if route is not None else UNMATCHED
+        method = request.method if request.method in _METHODS else "other"
+        seconds = self._clock.seconds() - request.arrived
+        self._recorder.request_finished(name, method, status, seconds)
+        self._log.info(
+            "{method} {route} {status}",
+            method=method,
+            route=name,
+            status=status,
+            duration=round(seconds, 6),
+            request_id=request.id,
+            peer=request.peer,
+            http=request.version,
+        )
+
+    def _failed(self, failure: Failure, request: Request) -> None:
+        """Answering itself failed: a bug. The caller is not left waiting."""
+        self.in_flight.discard(request)
+        self._log.failure("answering a request failed", failure, request_id=request.id)
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """An answer of this value as JSON."""
+    return Response(status, msgspec.json.encode(value))
+
+
+def error_response(error: DomainError, request: Request) -> Response:
+    """The answer that tells of an error."""
+    return Response(status_of(error), error_body(error, request.id), headers=error_headers(error))

@@ -1,0 +1,91 @@
+"""TLS for the HTTPS endpoint: Mozilla's intermediate profile, from files that can be read anew.
+
+Versions, suites and curves: Mozilla's "Security/Server Side TLS", intermediate compatibility (5.7).
+"""
+
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+INTERMEDIATE_CIPHERS = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+)
+"""For TLS 1.2. The DHE suites of the profile are left out: no client that lacks ECDHE speaks HTTP/2 or TLS 1.3."""
+
+TLS13_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+INTERMEDIATE_CURVES = ("X25519", "prime256v1", "secp384r1")
+ALPN = (b"h2", b"http/1.1")
+
+
+class CertificateError(Exception):
+    """The certificate or its key can't be used; `variable` names the setting that says which file."""
+
+    def __init__(self, variable: str, path: str, reason: str):
+        self.variable = variable
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{variable}={path!r}: {reason}")
+
+
+def server_context(certificate_file: str, key_file: str) -> SSL.Context:
+    """A context for new connections, from the files as they are now. Blocks while it reads them.
+
+    @raise CertificateError: a file can't be read, is malformed, or the key is not the certificate's.
+    """
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.set_cipher_list(":".join(INTERMEDIATE_CIPHERS).encode())
+    context.set_tls13_ciphersuites(":".join(TLS13_CIPHERS).encode())
+    _set_curves(context, INTERMEDIATE_CURVES)
+    context.set_alpn_select_callback(_select_protocol)
+    _load("TLS_CERT_FILE", certificate_file, context.use_certificate_chain_file, "no PEM certificate in it")
+    _load("TLS_KEY_FILE", key_file, context.use_privatekey_file, "no PEM private key without a pass phrase in it")
+    try:
+        context.check_privatekey()
+    except SSL.Error:
+        raise CertificateError("TLS_KEY_FILE", key_file, f"is not the key of the certificate in {certificate_file!r}")
+    return context
+
+
+def _load(variable: str, path: str, load: object, malformed: str) -> None:
+    try:
+        with open(path, "rb"):
+            pass  # OpenSSL says only "system lib" of a file that it can't open
+        load(path)  # type: ignore[operator]
+    except OSError as error:
+        raise CertificateError(variable, path, error.strerror or str(error))
+    except (SSL.Error, crypto.Error):
+        raise CertificateError(variable, path, malformed)
+
+
+def _set_curves(context: SSL.Context, curves: tuple[str, ...]) -> None:
+    """Allow exactly these curves.
+
+    pyOpenSSL can set only one publicly (`set_tmp_ecdh`), so this calls OpenSSL by its private bindings.
+    """
+    if SSL._lib.SSL_CTX_set1_curves_list(context._context, ":".join(curves).encode()) != 1:  # type: ignore[attr-defined]
+        raise RuntimeError("OpenSSL does not know the curves of the TLS profile")
+
+
+def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes | SSL._NoOverlappingProtocols:
+    return next((protocol for protocol in ALPN if protocol in offered), SSL.NO_OVERLAPPING_PROTOCOLS)
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class TlsConnections:
+    """Gives each new connection the context that is in force when it is accepted."""
+
+    def __init__(self, context: SSL.Context):
+        self.context = context
+
+    def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """OpenSSL's side of a new connection."""
+        return SSL.Connection(self.context, None)
