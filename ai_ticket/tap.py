@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -13,18 +14,18 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.usage import Options as UsageOptions
 
 from ai_ticket import preflight
-from ai_ticket.backend.address import parse_api_url
+from ai_ticket.backend.address import Location, parse_api_url
 from ai_ticket.backend.http_client import make_http_client
 from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
 from ai_ticket.backend.local import LocalServer
 from ai_ticket.backend.model import model_file
 from ai_ticket.backend.prober import Prober
-from ai_ticket.backend.server import Location, ModelServer
+from ai_ticket.backend.server import ModelServer
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
 from ai_ticket.pipeline.fifo import FifoPipeline
 from ai_ticket.service import AITicket, Endpoint, Reloadable
-from ai_ticket.settings import Settings
+from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
 from ai_ticket.web.auth import Authenticator, TokenFile, parse_token_list
@@ -149,15 +150,13 @@ def _make_backend(settings: Settings, reactor: Any, random: Random) -> tuple[Kob
             slots=slots or 1,
             make_key=lambda: secrets.token_hex(32),
             jitter=random.random,
-            environ=os.environ,
+            environ={name: value for name, value in os.environ.items() if name not in variables()},
         )
         children.append(local)
-        locate = local.location
+        locate: Callable[[], Location | None] = local.location
     else:
         location = Location(address.url, settings.koboldcpp_password)
-
-        def locate() -> Location | None:
-            return location
+        locate = lambda: location  # noqa: E731
 
     http = make_http_client(
         reactor, ca_file=settings.koboldcpp_ca_file, connect_timeout=settings.koboldcpp_connect_timeout_seconds

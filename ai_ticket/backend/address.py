@@ -19,6 +19,16 @@ class BackendAddress(Struct, frozen=True):
     model_path: str | None = None
 
 
+class Location(Struct, frozen=True):
+    """Where a model server is now, and the key that it asks for."""
+
+    url: str
+    api_key: str | None
+
+    def __repr__(self) -> str:
+        return f"Location({self.url!r})"
+
+
 def parse_api_url(text: str) -> BackendAddress:
     """Read an address, leaving out a trailing `/api`, `/api/v1` or `/v1`.
 

@@ -4,16 +4,40 @@ from collections.abc import Callable
 from typing import Any
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
 from twisted.web.http import PotentialDataLoss
-from twisted.web.iweb import IResponse
+from twisted.web.iweb import IBodyProducer, IResponse
+from zope.interface import implementer
 
 from ai_ticket.errors import ApiConnectionError, ApiResponseStructureError, DeadlineExceeded, DomainError
+
+
+@implementer(IBodyProducer)
+class BytesProducer:
+    """A request's body, written at once. treq's own producer for bytes takes turns of the global reactor."""
+
+    def __init__(self, data: bytes):
+        self.length = len(data)
+        self._data = data
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        """Write all of it."""
+        consumer.write(self._data)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """There is nothing left to pause."""
+
+    def resumeProducing(self) -> None:
+        """There is nothing left to resume."""
+
+    def stopProducing(self) -> None:
+        """There is nothing left to stop."""
 
 
 class Body(Protocol):
@@ -106,3 +130,22 @@ def connection_error(error: BaseException | None) -> DomainError:
             "the server closed the connection without an answer" if nothing else "the answer ended before its end"
         )
     return ApiConnectionError("the connection broke")
+
+
+def cancellable(operation: Deferred[Any]) -> Deferred[Any]:
+    """The operation, but cancelling it ends in `CancelledError` whatever the operation itself makes of it.
+
+    A cancelled request of Twisted's Agent fails like one whose connection broke, which would put the blame on the peer.
+    """
+
+    def forward(result: Any) -> None:
+        if not outer.called:
+            outer.callback(result)
+
+    def cancel(_: Deferred[Any]) -> None:
+        outer.errback(CancelledError())
+        operation.cancel()
+
+    outer: Deferred[Any] = Deferred(cancel)
+    operation.addBoth(forward)
+    return outer

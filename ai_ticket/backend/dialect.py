@@ -30,7 +30,7 @@ class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     model: str | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Token(Struct, gc=False):
@@ -103,7 +103,7 @@ class _OpenAIEndpoint(Endpoint, frozen=True):
             generation.done = True
             return
         chunk = decode(data, _Chunk)
-        if chunk.error is not None:
+        if chunk.error is not msgspec.UNSET and bytes(chunk.error) != b"null":
             raise ApiServerError("the server reported an error in its stream")
         if chunk.choices is None:
             raise ApiResponseStructureError("an event of the stream has no choices")
