@@ -41,7 +41,7 @@ def parse_tokens(text: str) -> list[Token]:
     @raise ValueError: a line is malformed, or there is no token at all; the message names the line, not its content.
     """
     tokens = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

@@ -1,0 +1,140 @@
+"""The arguments of `ai-ticket`. Imports no more than argparse, so that `--help` is quick."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+
+from ai_ticket import __version__
+
+_EXIT_STATUSES = """\
+exit statuses:
+  0    success
+  1    refused or failed, and trying again won't help; settings that can't be used; `health`: degraded or draining
+  2    wrong usage
+  3    the service can't be reached: no connection, or its certificate is not trusted
+  75   try again later: 429, 503 or 504, or no answer within --timeout
+  130  interrupted by Ctrl-C
+"""
+
+_ABOUT_CHECK_CONFIG = """\
+Print each setting in force and where it came from, then what the operator should know of them, without starting
+anything. Off a terminal a line reads `NAME=value  # source`. Secrets are not shown. Problems come one a line on
+stderr, with exit status 1."""
+
+_ABOUT_TOKENS = """\
+Make a strong token, add it to the token file under NAME, and print it, alone, on stdout: TOKEN=$(ai-ticket token bob).
+The running service reads the file again by itself."""
+
+_ABOUT_SEND = """\
+Send one prompt to the service and print the completion, alone, on stdout. The prompt is sent as it is: JSON in it is
+text like any other. The address, the certificate to trust and the token are those of the service's own settings
+(TLS_PORT, TLS_CERT_FILE, AI_TICKET_AUTH_TOKEN, AI_TICKET_AUTH_TOKEN_FILE), as far as the options don't say
+otherwise. A certificate must always be trusted and name the host."""
+
+_ABOUT_HEALTH = """\
+Print how the service and its backends are. Exit status: 0 healthy; 1 degraded, draining or an answer that is not the
+service's; 3 unreachable; 75 no answer within --timeout."""
+
+_ABOUT_FETCH_MODEL = """\
+Download the model of the bundled local model server, unless it is there, and print its path on stdout."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; what it returns has the name of the command's module as `module`."""
+    main = argparse.ArgumentParser(
+        prog="ai-ticket",
+        description="Operate AI Ticket, and send it prompts.",
+        epilog=_EXIT_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = main.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, module: str, summary: str, description: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=description, epilog=_EXIT_STATUSES)
+        added.formatter_class = argparse.RawDescriptionHelpFormatter
+        added.set_defaults(module=f"ai_ticket.cli.{module}")
+        return added
+
+    check = command("check-config", "check_config", "check the settings, and show them", _ABOUT_CHECK_CONFIG)
+    check.add_argument("--json", action="store_true", help="one JSON object instead")
+    _add_token_arguments(command("token", "token", "make an access token", _ABOUT_TOKENS))
+    _add_send_arguments(command("send", "send", "send a prompt, print the completion", _ABOUT_SEND))
+    health = command("health", "health", "ask the service how it is", _ABOUT_HEALTH)
+    _add_connection_arguments(health, timeout="10 s")
+    health.add_argument("--json", action="store_true", help="print the service's answer as one line of JSON")
+    command("fetch-model", "fetch_model", "download the local model", _ABOUT_FETCH_MODEL)
+    return main
+
+
+def _add_token_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", type=_token_name, help="1 to 64 of A-Z a-z 0-9 . _ -")
+    command.add_argument(
+        "--file",
+        metavar="FILE",
+        help="the token file (default: AI_TICKET_AUTH_TOKEN_FILE, else ops/secrets/ai_ticket_auth_token.txt)",
+    )
+    command.add_argument("--hash", action="store_true", help="keep only the token's SHA-256 in the file")
+    command.add_argument("--replace", action="store_true", help="put the new token in the place of NAME's old one")
+
+
+def _add_send_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", nargs="?", default="-", metavar="PROMPT", help="default, and `-`: stdin")
+    event = command.add_argument_group("the event")
+    event.add_argument("--system", metavar="TEXT", help="a system message ahead of the prompt")
+    event.add_argument("--max-tokens", metavar="N", type=int, help="the longest completion, in tokens")
+    event.add_argument("--temperature", metavar="X", type=_finite, help="0 to 5")
+    event.add_argument("--top-p", metavar="X", type=_finite, help="above 0, up to 1")
+    event.add_argument("--seed", metavar="N", type=int, help="for the same completion each time, where possible")
+    event.add_argument("--stop", metavar="TEXT", action="append", help="end the completion here; may be repeated")
+    event.add_argument(
+        "--metadata", metavar="KEY=VALUE", action="append", type=_pair, help="comes back in the answer; may be repeated"
+    )
+    _add_connection_arguments(command, timeout="the service's own deadline and 10 s")
+    command.add_argument("--token-file", metavar="FILE", help="send the first token of this file")
+    command.add_argument("--json", action="store_true", help="print the whole answer or error as one line of JSON")
+
+
+def _add_connection_arguments(command: argparse.ArgumentParser, *, timeout: str) -> None:
+    connection = command.add_argument_group("the connection")
+    connection.add_argument("--url", metavar="URL", help="the service's address (default: https://localhost:TLS_PORT)")
+    connection.add_argument(
+        "--cacert",
+        metavar="FILE",
+        help="certificates to trust besides the system's, PEM (default: TLS_CERT_FILE where it exists)",
+    )
+    connection.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, help=f"for the whole answer (default: {timeout})"
+    )
+
+
+def _number(text: str, accept: Callable[[float], bool], allowed: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not accept(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+    return value
+
+
+def _finite(text: str) -> float:
+    return _number(text, math.isfinite, "a number")
+
+
+def _seconds(text: str) -> float:
+    return _number(text, lambda value: 0 < value <= 86400, "a number of seconds above 0, up to 86400")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not (key and separator):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    return key, value
+
+
+def _token_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 64 of A-Z a-z 0-9 . _ -")
+    return text

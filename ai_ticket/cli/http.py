@@ -1,0 +1,215 @@
+"""One HTTP exchange with the service, over treq and within one time limit."""
+
+import re
+from typing import Any, NoReturn
+
+import msgspec
+from msgspec import Struct
+from OpenSSL.SSL import Error as TLSError
+from service_identity.exceptions import VerificationError
+from treq.client import HTTPClient
+from twisted.internet import error as internet_error
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseDone, ResponseFailed
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+
+from ai_ticket import __version__
+from ai_ticket.cli.outcome import CommandError, ExitStatus
+from ai_ticket.cli.service import Service
+from ai_ticket.cli.trust import SystemAndMore, read_certificates
+
+_TRY_LATER = frozenset({429, 503, 504})
+_CONNECT_TIMEOUT = 10.0
+_NO_CONNECTION = (
+    internet_error.ConnectError,
+    internet_error.ConnectionClosed,
+    internet_error.DNSLookupError,
+    internet_error.TimeoutError,
+    RequestTransmissionFailed,
+    ResponseFailed,
+    TLSError,
+    VerificationError,
+)
+
+
+class Answer(Struct, frozen=True):
+    """What came back: always a JSON object, whatever the status."""
+
+    status: int
+    headers: Headers
+    fields: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The object on one line."""
+        return msgspec.json.encode(self.fields).decode()
+
+    def error(self, *, hint: str | None = None) -> CommandError:
+        """The answer as an error, with the service's own account of it; `hint` goes with the details."""
+        details = [text for text in (_text(self.fields, "details"), hint) if text]
+        return CommandError(
+            _text(self.fields, "error") or f"http_{self.status}",
+            _text(self.fields, "message") or f"The service answered with HTTP status {self.status}.",
+            status=ExitStatus.TRY_LATER if self.status in _TRY_LATER else ExitStatus.FAILED,
+            details="\n".join(details) or None,
+            request_id=_text(self.fields, "request_id") or _header(self.headers, "X-Request-ID"),
+            retry_after=_seconds(_header(self.headers, "Retry-After")),
+            answer=self.fields,
+        )
+
+
+def make_client(reactor: Any, service: Service) -> HTTPClient:
+    """A client for one exchange.
+
+    @raise CommandError: the certificates to trust are none.
+    """
+    try:
+        more = read_certificates(service.authorities) if service.authorities is not None else []
+    except ValueError:
+        raise CommandError("usage", "The certificates to trust (--cacert, TLS_CERT_FILE) are not PEM certificates.")
+    agent = Agent(
+        reactor,
+        contextFactory=SystemAndMore(more),
+        # Below the limit of the whole, so that a host that is silent is told from a service that is slow.
+        connectTimeout=min(_CONNECT_TIMEOUT, service.timeout / 2),
+        pool=HTTPConnectionPool(reactor, persistent=False),
+    )
+    return HTTPClient(agent)
+
+
+async def exchange(
+    clock: IReactorTime, client: HTTPClient, service: Service, path: str, *, event: object = None
+) -> Answer:
+    """POST the event, or GET where there is none.
+
+    @raise CommandError: the service can't be reached or not in time, or what answered is not the service.
+    """
+
+    def timed_out(result: object, seconds: float) -> NoReturn:
+        # Whatever a cancelled request ends with, which is not always a CancelledError.
+        message = f"No complete answer from {service.address} within {seconds:g} s."
+        raise CommandError("timeout", message, status=ExitStatus.TRY_LATER)
+
+    # treq's own time limit ends at the headers; this one has the body in it.
+    whole = Deferred.fromCoroutine(_exchange(client, service, path, event))
+    try:
+        return await whole.addTimeout(service.timeout, clock, timed_out)
+    except _NO_CONNECTION as error:
+        raise _unreachable(error, service)
+
+
+async def _exchange(client: HTTPClient, service: Service, path: str, event: object) -> Answer:
+    headers = Headers({"Accept": ["application/json"], "User-Agent": [f"ai-ticket/{__version__}"]})
+    if service.token is not None:
+        headers.setRawHeaders("Authorization", [f"Bearer {service.token}"])
+    body = None
+    if event is not None:
+        headers.setRawHeaders("Content-Type", ["application/json"])
+        body = msgspec.json.encode(event)
+    response = await client.request(
+        "GET" if body is None else "POST",
+        service.url.child(path),
+        headers=headers,
+        data=body,
+        allow_redirects=False,  # the service has none, and a token is not for whoever a redirect names
+        unbuffered=True,
+    )
+    content = await _read(response)
+    try:
+        fields = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise _not_ours(response, service)
+    return Answer(status=response.code, headers=response.headers, fields=fields)
+
+
+class _Body(Protocol):
+    """Collects a response's body."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.finished: Deferred[bytes] = Deferred(self._cancel)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.content += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.finished.called:
+            return
+        # PotentialDataLoss: the end of the connection was the end of the body. If it is cut it is no JSON.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.finished.callback(bytes(self.content))
+        else:
+            self.finished.errback(reason)
+
+    def _cancel(self, finished: "Deferred[bytes]") -> None:
+        # Not abortConnection(), as readBody() does: what twisted.web gives us as a transport has none.
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+
+def _read(response: IResponse) -> "Deferred[bytes]":
+    body = _Body()
+    response.deliverBody(body)
+    return body.finished
+
+
+def _not_ours(response: IResponse, service: Service) -> CommandError:
+    """What something else than the service, perhaps a proxy before it, answered."""
+    kind = _header(response.headers, "Content-Type") or "no content type"
+    details = f"HTTP status {response.code}, {kind}, not a JSON object"
+    location = _header(response.headers, "Location")
+    return CommandError(
+        "not_the_service",
+        f"What answers at {service.address} is not AI Ticket, or a proxy before it has failed.",
+        status=ExitStatus.TRY_LATER if response.code in _TRY_LATER else ExitStatus.FAILED,
+        details=details + (f", redirects to {location}" if location else ""),
+        request_id=_header(response.headers, "X-Request-ID"),
+        retry_after=_seconds(_header(response.headers, "Retry-After")),
+    )
+
+
+def _unreachable(error: Exception, service: Service) -> CommandError:
+    causes: list[BaseException] = [failure.value for failure in getattr(error, "reasons", ())] or [error]
+    for cause in causes:
+        if isinstance(cause, VerificationError):
+            message = f"The certificate of {service.address} is for another host name than {service.url.host}."
+            return CommandError("certificate_not_trusted", message, status=ExitStatus.UNREACHABLE)
+        if isinstance(cause, TLSError):
+            reasons = _tls_reasons(cause)
+            untrusted = "certificate verify failed" in reasons
+            return CommandError(
+                "certificate_not_trusted" if untrusted else "tls_error",
+                f"No TLS connection to {service.address}: {reasons}.",
+                status=ExitStatus.UNREACHABLE,
+                details="--cacert FILE trusts its certificate, or whoever issued it" if untrusted else None,
+            )
+    message = f"Can't reach {service.address}: {'; '.join(str(cause) for cause in causes).rstrip('.')}."
+    return CommandError("unreachable", message, status=ExitStatus.UNREACHABLE)
+
+
+def _tls_reasons(error: TLSError) -> str:
+    """OpenSSL's own words: a list of (library, function, reason), or something else where the connection just ended."""
+    if error.args and isinstance(error.args[0], list):
+        return "; ".join(str(reason[-1]) for reason in error.args[0])
+    return str(error) or type(error).__name__
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    values = headers.getRawHeaders(name, [])
+    return values[0] if values else None
+
+
+def _seconds(text: str | None) -> int | None:
+    # The other form, a date, is nothing that the service sends.
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,9}", text) else None
