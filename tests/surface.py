@@ -1,0 +1,68 @@
+"""The HTTP surface on a clock, with a pipeline in memory."""
+
+from dataclasses import dataclass
+
+from harness import Http2Client, MemoryPipeline, MemoryTransport, Recorded, connect, make_connections, parse_responses
+from twisted.internet.task import Clock
+
+from ai_ticket.event import EventLimits
+from ai_ticket.interfaces import BackendState
+from ai_ticket.web.auth import Authenticator, parse_token_list
+from ai_ticket.web.connections import Connection, Connections
+from ai_ticket.web.routes import EventRoutes, HealthRoutes, metrics_route
+from ai_ticket.web.site import Site
+
+MAX_BODY = 10_000
+
+
+@dataclass
+class Surface:
+    """The HTTP surface in memory."""
+
+    clock: Clock
+    site: Site
+    connections: Connections
+    pipeline: MemoryPipeline
+    recorder: Recorded
+    backends: list[BackendState]
+    draining: bool = False
+
+    def connect(self, *, secure: bool = False) -> tuple[Connection, MemoryTransport]:
+        return connect(self.connections, self.site, secure=secure)
+
+    def connect2(self) -> Http2Client:
+        return Http2Client(self.connections, self.site)
+
+    def http1(self, data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
+        """What comes back for these bytes on a new connection."""
+        connection, transport = self.connect()
+        connection.dataReceived(data)
+        return list(parse_responses(transport.value()))
+
+
+def make_surface() -> Surface:
+    clock = Clock()
+    recorder = Recorded()
+    pipeline = MemoryPipeline()
+    ids = iter(range(10**6))
+    backends = [BackendState(name="a:1", up=True, slots=1, model="m")]
+    authenticator = Authenticator(parse_token_list("secret, other"), enabled=True, recorder=recorder)
+    events = EventRoutes(
+        authenticator=authenticator,
+        pipeline=pipeline,
+        clock=clock,
+        limits=EventLimits(4096, 512),
+        max_body_bytes=MAX_BODY,
+        request_timeout=120,
+        draining=lambda: found.draining,
+    )
+    health = HealthRoutes(lambda: backends, lambda: found.draining)
+    site = Site(
+        [*events.routes(), *health.routes(), metrics_route(lambda: b"x 1\n", "text/plain; version=0.0.4")],
+        clock=clock,
+        recorder=recorder,
+        new_request_id=lambda: f"id{next(ids)}",
+        hsts_seconds=99,
+    )
+    found = Surface(clock, site, make_connections(clock), pipeline, recorder, backends)
+    return found

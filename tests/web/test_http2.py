@@ -1,0 +1,253 @@
+"""HTTP/2: the same answers as HTTP/1.1, flow control, resets, deadlines, draining."""
+
+import json
+
+import h2.events
+import pytest
+from harness import COMPLETION, Http2Client
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from surface import MAX_BODY, Surface, make_surface
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.python.failure import Failure
+
+BODY = b'{"content": "hello"}'
+HEADERS = [("authorization", "Bearer secret"), ("content-type", "application/json")]
+
+
+def test_one_answer(surface: Surface) -> None:
+    client = surface.connect2()
+    stream = client.request("POST", "/event", HEADERS, BODY)
+    status, headers, body = client.response(stream)
+    assert status == 200
+    assert json.loads(body)["completion"] == COMPLETION.text
+    assert headers["x-request-id"] == "id0"
+    assert "server" not in headers
+    assert "connection" not in headers
+
+
+def test_many_streams_at_a_time_in_any_order(surface: Surface) -> None:
+    waiting: list[Deferred[object]] = []
+
+    def answer() -> Deferred[object]:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    surface.pipeline.answer = answer
+    client = surface.connect2()
+    streams = [client.request("POST", "/event", HEADERS, BODY) for _ in range(3)]
+    for one in reversed(waiting):
+        one.callback(COMPLETION)
+    client.exchange()
+    assert [client.response(stream)[0] for stream in streams] == [200] * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/event", [("content-type", "application/json")], 401),
+        ("POST", "/nope", HEADERS, 404),
+        ("PUT", "/event", HEADERS, 405),
+        ("POST", "/event", [HEADERS[0], ("content-type", "text/plain")], 415),
+        ("POST", "/event", [*HEADERS, ("content-length", "1000000")], 413),
+    ],
+)
+def test_refused_from_the_head(
+    surface: Surface, method: str, path: str, headers: list[tuple[str, str]], status: int
+) -> None:
+    """The answer is there before the body; the stream is reset only if the caller goes on regardless."""
+    client = surface.connect2()
+    stream = client.h2.get_next_available_stream_id()
+    head = [(":method", method), (":path", path), (":scheme", "https"), (":authority", "x"), *headers]
+    client.h2.send_headers(stream, head)
+    client.exchange()
+    assert client.response(stream)[0] == status
+    assert any(isinstance(event, h2.events.StreamEnded) for event in client.events)
+    for _ in range(3):
+        client.h2.send_data(stream, b"x" * 10_000)
+        client.exchange()
+    assert not any(isinstance(event, h2.events.StreamReset) for event in client.events)
+    surface.clock.advance(6)
+    surface.connections._check_deadlines()
+    client.exchange()
+    [reset] = [event for event in client.events if isinstance(event, h2.events.StreamReset)]
+    assert reset.error_code == 0
+    again = client.request("GET", "/health/live")
+    assert client.response(again)[0] == 200
+
+
+def test_a_body_without_length_is_refused_at_the_first_byte_over_the_limit(surface: Surface) -> None:
+    client = surface.connect2()
+    stream = client.h2.get_next_available_stream_id()
+    head = [(":method", "POST"), (":path", "/event"), (":scheme", "https"), (":authority", "x"), *HEADERS]
+    client.h2.send_headers(stream, head)
+    client.h2.send_data(stream, b"x" * MAX_BODY)
+    client.exchange()
+    assert client.response(stream)[0] == 0
+    client.h2.send_data(stream, b"x")
+    client.exchange()
+    assert client.response(stream)[0] == 413
+
+
+def test_bodies_larger_than_the_window_are_let_in_as_they_are_read(surface: Surface) -> None:
+    client = surface.connect2()
+    for _ in range(20):
+        stream = client.request("POST", "/event", HEADERS, b'{"content": "%s"}' % (b"x" * 9000))
+        assert client.response(stream)[0] == 200
+
+
+def test_a_large_answer_waits_for_the_callers_window(surface: Surface) -> None:
+    text = "x" * 200_000
+    surface.pipeline.answer = lambda: succeed(replace(COMPLETION, text=text))
+    client = surface.connect2()
+    stream = client.request("POST", "/event", HEADERS, BODY)
+    assert len(client.response(stream)[2]) == 65_535
+    while not any(isinstance(event, h2.events.StreamEnded) for event in client.events):
+        client.h2.increment_flow_control_window(30_000)
+        client.h2.increment_flow_control_window(30_000, stream)
+        assert client.exchange()
+    assert json.loads(client.response(stream)[2])["completion"] == text
+
+
+def test_a_transport_with_a_full_buffer_is_not_written_to(surface: Surface) -> None:
+    surface.pipeline.answer = lambda: succeed(replace(COMPLETION, text="x" * 50_000))
+    client = surface.connect2()
+    codec = client.connection.codec
+    codec.pauseProducing()  # type: ignore[union-attr]
+    stream = client.request("POST", "/event", HEADERS, BODY)
+    assert client.response(stream)[2] == b""
+    codec.resumeProducing()  # type: ignore[union-attr]
+    client.exchange()
+    assert len(client.response(stream)[2]) > 50_000
+
+
+def test_a_caller_who_does_not_read_is_cut_off(surface: Surface) -> None:
+    surface.pipeline.answer = lambda: succeed(replace(COMPLETION, text="x" * 200_000))
+    client = surface.connect2()
+    client.request("POST", "/event", HEADERS, BODY)
+    surface.clock.advance(76)
+    surface.connections._check_deadlines()
+    client.exchange()
+    assert any(isinstance(event, h2.events.StreamReset) for event in client.events)
+
+
+def test_a_stream_reset_cancels_its_event_only(surface: Surface) -> None:
+    cancelled: list[object] = []
+    surface.pipeline.answer = lambda: Deferred(cancelled.append)
+    client = surface.connect2()
+    stream = client.request("POST", "/event", HEADERS, BODY)
+    client.request("POST", "/event", HEADERS, BODY)
+    client.h2.reset_stream(stream)
+    client.exchange()
+    assert len(cancelled) == 1
+    assert surface.recorder.finished == [("/event", "POST", 499)]
+    client.connection.connectionLost(Failure(ConnectionDone()))
+    assert len(cancelled) == 2
+    assert surface.recorder.in_flight == 0
+
+
+def test_a_body_must_come_in_time(surface: Surface) -> None:
+    client = surface.connect2()
+    head = [(":method", "POST"), (":path", "/event"), (":scheme", "https"), (":authority", "x"), *HEADERS]
+    client.h2.send_headers(1, head)
+    client.exchange()
+    for _ in range(31):
+        client.h2.send_data(1, b" ")
+        surface.clock.advance(1)
+        surface.connections._check_deadlines()
+        if client.exchange() and client.h2.open_outbound_streams == 0:
+            break
+    assert any(isinstance(event, h2.events.StreamReset) for event in client.events)
+    assert surface.recorder.finished == [("/event", "POST", 499)]
+
+
+def test_an_idle_connection_is_closed_whatever_pings_come(surface: Surface) -> None:
+    client = surface.connect2()
+    client.request("GET", "/health/live")
+    for _ in range(80):
+        surface.clock.advance(1)
+        surface.connections._check_deadlines()
+        if client.transport.disconnecting:
+            break
+        client.h2.ping(b"12345678")
+        client.exchange()
+    assert client.transport.disconnecting
+    client.exchange()
+    assert any(isinstance(event, h2.events.ConnectionTerminated) for event in client.events)
+
+
+def test_a_waiting_stream_outlives_every_timeout(surface: Surface) -> None:
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    client = surface.connect2()
+    stream = client.request("POST", "/event", HEADERS, BODY)
+    surface.clock.advance(1000)
+    surface.connections._check_deadlines()
+    waiting.callback(COMPLETION)
+    client.exchange()
+    assert client.response(stream)[0] == 200
+
+
+def test_draining_sends_goaway_and_lets_streams_finish(surface: Surface) -> None:
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    client = surface.connect2()
+    stream = client.request("POST", "/event", HEADERS, BODY)
+    surface.draining = True
+    surface.connections.drain()
+    client.transport.value()
+    assert not client.transport.disconnecting
+    data = client.transport.value()
+    client.transport.clear()
+    assert data[3] == 7  # GOAWAY
+    waiting.callback(COMPLETION)
+    client.exchange()
+    assert client.response(stream)[0] == 200
+    assert client.transport.disconnecting
+
+
+def test_head_and_expect(surface: Surface) -> None:
+    client = surface.connect2()
+    status, headers, body = client.response(client.request("HEAD", "/health/live"))
+    assert (status, headers["content-length"], body) == (200, "18", b"")
+    client.h2.send_headers(
+        3,
+        [
+            (":method", "POST"),
+            (":path", "/event"),
+            (":scheme", "https"),
+            (":authority", "x"),
+            *HEADERS,
+            ("expect", "100-continue"),
+        ],
+    )
+    client.exchange()
+    assert any(isinstance(event, h2.events.InformationalResponseReceived) for event in client.events)
+    client.h2.send_data(3, BODY, end_stream=True)
+    client.exchange()
+    assert client.response(3)[0] == 200
+
+
+def test_endless_resets_end_the_connection(surface: Surface) -> None:
+    surface.pipeline.answer = lambda: Deferred()
+    client = surface.connect2()
+    for _ in range(300):
+        stream = client.request("POST", "/event", HEADERS, BODY)
+        client.h2.reset_stream(stream)
+        client.exchange()
+        if client.transport.disconnecting:
+            break
+    assert client.transport.disconnecting
+    assert surface.recorder.in_flight == 0
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_it(data: bytes) -> None:
+    surface = make_surface()
+    client = Http2Client(surface.connections, surface.site)
+    client.request("GET", "/health/live")
+    client.connection.dataReceived(data)
+    client.connection.connectionLost(Failure(ConnectionDone()))
+    assert surface.recorder.in_flight == 0
