@@ -1,5 +1,6 @@
 """Logs: one JSON object a line, from Twisted's logger, the standard library's and our own alike."""
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ class Logs:
     @level.setter
     def level(self, level: str) -> None:
         self._level = level
-        self._predicate.defaultLogLevel = LEVELS[level]
+        self._predicate.setLogLevelForNamespace("", LEVELS[level])
         logging.getLogger().setLevel(level)
 
     def bridge(self) -> None:
@@ -91,4 +92,7 @@ def format_line(event: Mapping[str, Any]) -> str:
     failure = event.get("log_failure")
     if failure is not None:
         line["exception"] = failure.getTraceback()
-    return msgspec.json.encode(line).decode() + "\n"
+    try:
+        return msgspec.json.encode(line).decode() + "\n"
+    except (UnicodeEncodeError, OverflowError):  # a lone surrogate, say; json escapes what msgspec refuses
+        return json.dumps(line) + "\n"

@@ -48,10 +48,6 @@ def server_context(certificate_file: str, key_file: str) -> SSL.Context:
     context.set_alpn_select_callback(_select_protocol)
     _load("TLS_CERT_FILE", certificate_file, context.use_certificate_chain_file, "no PEM certificate in it")
     _load("TLS_KEY_FILE", key_file, context.use_privatekey_file, "no PEM private key without a pass phrase in it")
-    try:
-        context.check_privatekey()
-    except SSL.Error:
-        raise CertificateError("TLS_KEY_FILE", key_file, f"is not the key of the certificate in {certificate_file!r}")
     return context
 
 
@@ -62,8 +58,10 @@ def _load(variable: str, path: str, load: object, malformed: str) -> None:
         load(path)  # type: ignore[operator]
     except OSError as error:
         raise CertificateError(variable, path, error.strerror or str(error))
-    except (SSL.Error, crypto.Error):
-        raise CertificateError(variable, path, malformed)
+    except (SSL.Error, crypto.Error) as error:
+        # OpenSSL compares a key with the certificate that is already loaded: their values, or first of all their types.
+        mismatch = any("mismatch" in reason for *_, reason in error.args[0])
+        raise CertificateError(variable, path, "not the key of the certificate" if mismatch else malformed)
 
 
 def _set_curves(context: SSL.Context, curves: tuple[str, ...]) -> None:

@@ -1,0 +1,142 @@
+"""TLS: the profile, by real handshakes in memory, and certificates that can't be used."""
+
+import ssl
+import warnings
+from pathlib import Path
+
+import pytest
+import trustme
+
+from ai_ticket.web.tls import CertificateError, TlsConnections, server_context
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    for name in ("one", "two"):
+        certificate = authority.issue_cert("localhost")
+        certificate.private_key_pem.write_to_path(folder / f"{name}.key")
+        (folder / f"{name}.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    (folder / "rubbish").write_text("rubbish")
+    return folder
+
+
+def connections(files: Path) -> TlsConnections:
+    return TlsConnections(server_context(str(files / "one.crt"), str(files / "one.key")))
+
+
+def handshake(server: TlsConnections, client: ssl.SSLContext) -> ssl.SSLObject:
+    """Both ends' handshake, in memory; the client's end."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    peer = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    connection = server.serverConnectionForTLS(None)  # type: ignore[arg-type]
+    connection.set_accept_state()
+    for _ in range(10):
+        try:
+            peer.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            done = False
+        if to_server.pending:
+            connection.bio_write(to_server.read())
+        try:
+            connection.do_handshake()
+        except Exception as error:
+            if "WantRead" not in type(error).__name__:
+                raise
+        try:
+            to_client.write(connection.bio_read(65536))
+        except Exception as error:
+            if "WantRead" not in type(error).__name__:
+                raise
+        if done:
+            return peer
+    raise AssertionError("no handshake")
+
+
+def client(files: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(files / "ca.pem"))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+def test_tls_13_and_alpn(files: Path) -> None:
+    peer = handshake(connections(files), client(files))
+    assert (peer.version(), peer.selected_alpn_protocol()) == ("TLSv1.3", "h2")
+
+
+def test_clients_that_speak_only_http1(files: Path) -> None:
+    context = client(files)
+    context.set_alpn_protocols(["http/1.1"])
+    assert handshake(connections(files), context).selected_alpn_protocol() == "http/1.1"
+
+
+def test_clients_without_alpn(files: Path) -> None:
+    context = ssl.create_default_context(cafile=str(files / "ca.pem"))
+    assert handshake(connections(files), context).selected_alpn_protocol() is None
+
+
+@pytest.mark.parametrize("cipher", ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305"])
+def test_tls_12(files: Path, cipher: str) -> None:
+    context = client(files)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(cipher)
+    peer = handshake(connections(files), context)
+    assert peer.version() == "TLSv1.2"
+    assert (peer.cipher() or [""])[0] == cipher
+
+
+@pytest.mark.parametrize("cipher", ["ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES256-CCM", "AES128-GCM-SHA256"])
+def test_suites_outside_the_profile(files: Path, cipher: str) -> None:
+    context = client(files)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(cipher)
+    with pytest.raises(Exception, match=r"(?i)no shared cipher|handshake"):
+        handshake(connections(files), context)
+
+
+def test_old_versions(files: Path) -> None:
+    context = client(files)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings(action="ignore"):
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(Exception, match=r"(?i)version|protocol"):
+        handshake(connections(files), context)
+
+
+@pytest.mark.parametrize(("curve", "good"), [("prime256v1", True), ("secp384r1", True), ("secp521r1", False)])
+def test_curves(files: Path, curve: str, good: bool) -> None:
+    context = client(files)
+    context.set_ecdh_curve(curve)
+    if good:
+        handshake(connections(files), context)
+    else:
+        with pytest.raises(Exception, match=r"(?i)suitable|shared|handshake"):
+            handshake(connections(files), context)
+
+
+def test_a_new_context_serves_new_connections(files: Path) -> None:
+    server = connections(files)
+    before = handshake(server, client(files)).getpeercert(binary_form=True)
+    server.context = server_context(str(files / "two.crt"), str(files / "two.key"))
+    assert handshake(server, client(files)).getpeercert(binary_form=True) != before
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "variable", "reason"),
+    [
+        ("none", "one.key", "TLS_CERT_FILE", "No such file"),
+        ("one.crt", "none", "TLS_KEY_FILE", "No such file"),
+        ("rubbish", "one.key", "TLS_CERT_FILE", "no PEM certificate"),
+        ("one.crt", "rubbish", "TLS_KEY_FILE", "no PEM private key"),
+        ("one.crt", "two.key", "TLS_KEY_FILE", "not the key of the certificate"),
+    ],
+)
+def test_what_can_not_be_used(files: Path, certificate: str, key: str, variable: str, reason: str) -> None:
+    with pytest.raises(CertificateError) as caught:
+        server_context(str(files / certificate), str(files / key))
+    assert (caught.value.variable, reason in caught.value.reason) == (variable, True)
+    assert "\n" not in str(caught.value)
