@@ -19,7 +19,7 @@ from twisted.python.components import Componentized
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.web.auth import InThread, TokenFile
 from ai_ticket.web.connections import CLOSE_SECONDS, Connections
-from ai_ticket.web.request import Request
+from ai_ticket.web.site import Site
 from ai_ticket.web.tls import CertificateError, TlsConnections, server_context
 
 BACKLOG = 1024
@@ -66,7 +66,7 @@ class AITicket(MultiService):
         warnings: list[str],
         endpoints: list[Endpoint],
         connections: list[Connections],
-        in_flight: Callable[[], set[Request]],
+        site: Site,
         reloadable: Reloadable,
         reload_interval: float,
         grace: float,
@@ -78,7 +78,7 @@ class AITicket(MultiService):
         self._warnings = warnings
         self._endpoints = endpoints
         self._connections = connections
-        self._in_flight = in_flight
+        self._site = site
         self._reloadable = reloadable
         self._grace = grace
         self._in_thread = in_thread
@@ -177,7 +177,7 @@ class AITicket(MultiService):
     def _stop_requested(self) -> None:
         if self._phase is Phase.SERVING:
             self._phase = Phase.DRAINING
-            self._log.info("stopping: {count} requests in flight", count=len(self._in_flight()))
+            self._log.info("stopping: {count} requests in flight", count=self._site.in_flight)
             Deferred.fromCoroutine(self._drain()).addErrback(
                 lambda failure: self._log.failure("draining failed", failure)
             ).addBoth(lambda _: self._end())
@@ -197,9 +197,10 @@ class AITicket(MultiService):
         self._ports.clear()
         for connections in self._connections:
             connections.drain()
-        total = len(self._in_flight())
-        await self._wait_until(lambda: not self._in_flight(), self._grace)
-        cut = len(self._in_flight())
+        total = self._site.in_flight
+        await self._wait_until(lambda: not self._site.in_flight, self._grace)
+        cut = self._site.in_flight
+        self._site.cut()
         await self._wait_until(lambda: not any(len(connections) for connections in self._connections), CLOSE_SECONDS)
         self._log.info("stopped: {finished} requests finished, {cut} cut", finished=total - cut, cut=cut)
 

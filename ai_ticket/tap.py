@@ -127,7 +127,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         warnings=loaded.warnings,
         endpoints=endpoints,
         connections=[callers, scrapers],
-        in_flight=lambda: site.in_flight,
+        site=site,
         reloadable=Reloadable(token_file, tls, settings.tls_cert_file, settings.tls_key_file),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         grace=settings.shutdown_grace_seconds,

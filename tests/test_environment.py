@@ -152,5 +152,5 @@ def test_the_defaults_pass_their_own_bounds() -> None:
     for variable in variables().values():
         if variable.default is None:
             continue
-        text = {True: "on", False: "off"}.get(variable.default, str(variable.default))
+        text = ("off", "on")[variable.default] if isinstance(variable.default, bool) else str(variable.default)
         assert getattr(loaded(**{variable.name: text or " "}).settings, variable.field) == variable.default

@@ -90,7 +90,10 @@ class Http2:
             return
         try:
             events = self._h2.receive_data(data)
-        except h2.exceptions.ProtocolError:
+        except h2.exceptions.ProtocolError as error:
+            self._log.info(
+                "HTTP/2 protocol error: {error}", error=f"{type(error).__name__} {error}", peer=self._connection.peer
+            )
             self._end_connection()
             return
         for event in events:
@@ -163,15 +166,21 @@ class Http2:
 
     def _body_received(self, event: h2.events.DataReceived) -> None:
         stream = self._streams.get(event.stream_id)
-        if stream is None or stream.answered:
-            # Nobody wants it. The stream's own window stays as it is, so no more than that can come.
-            self._h2.increment_flow_control_window(event.flow_controlled_length)
-            return
-        stream.request.body_received(event.data)
+        wanted = stream is not None and not stream.answered
+        if stream is not None and wanted:
+            stream.request.body_received(event.data)
+        if event.flow_controlled_length:
+            self._let_more_in(event.flow_controlled_length, event.stream_id if wanted else None)
+
+    def _let_more_in(self, size: int, stream_id: int | None) -> None:
+        """Open the connection's window again, and the stream's where its body is wanted: of others no more can come."""
         try:
-            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if stream_id is not None:
+                self._h2.acknowledge_received_data(size, stream_id)
+                return
         except h2.exceptions.StreamClosedError:
-            self._h2.increment_flow_control_window(event.flow_controlled_length)
+            self._log.debug("data came on a stream that is closed meanwhile")
+        self._h2.increment_flow_control_window(size)
 
     def _body_ended(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)

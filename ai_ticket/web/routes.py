@@ -12,9 +12,7 @@ from ai_ticket.interfaces import BackendState, Pipeline
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
 from ai_ticket.web.request import Request, Response
-from ai_ticket.web.site import Route, json_response
-
-DRAINING_RETRY_SECONDS = 5.0
+from ai_ticket.web.site import DRAINING_RETRY_SECONDS, Route, json_response
 
 
 class EventRoutes:

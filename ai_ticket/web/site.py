@@ -10,7 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ai_ticket.errors import DomainError, InternalError, InvalidRequest
+from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
 from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body, error_headers, status_of
 from ai_ticket.web.request import HeaderList, Request, Response
@@ -19,6 +19,9 @@ CLIENT_CLOSED_REQUEST = 499
 """Stands in logs and metrics where a caller left before the answer, as nginx has it."""
 
 UNMATCHED = "unmatched"
+DRAINING_RETRY_SECONDS = 5.0
+"""When a caller may come back to a service that is shutting down: another instance, or the next start, takes it."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -69,16 +72,29 @@ class Site:
         self._secure_headers = list(self._headers)
         if hsts_seconds:
             self._secure_headers.append((b"strict-transport-security", b"max-age=%d" % hsts_seconds))
-        self.in_flight: set[Request] = set()
+        self._in_flight: dict[Request, Deferred[None] | None] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being answered."""
+        return len(self._in_flight)
+
+    def cut(self) -> None:
+        """Give up what is being answered: the callers are told that the service is shutting down."""
+        for answering in list(self._in_flight.values()):
+            if answering is not None:
+                answering.cancel()
 
     def received(self, request: Request) -> None:
         """Answer a request whose head is complete."""
         given = request.headers.get(b"x-request-id", b"")
         request.id = given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
-        self.in_flight.add(request)
+        self._in_flight[request] = None
         self._recorder.request_started()
         answering = Deferred.fromCoroutine(self._answer(request))
-        request.when_lost(answering.cancel)
+        if request in self._in_flight:
+            self._in_flight[request] = answering
+            request.when_lost(answering.cancel)
         answering.addErrback(self._failed, request)
 
     def refuse(self, status: int) -> tuple[HeaderList, bytes]:
@@ -101,9 +117,8 @@ class Site:
             response = await route.handler(request.method)(request)
         except DomainError as error:
             response = error_response(error, request)
-        except CancelledError:
-            self._finished(request, route, CLIENT_CLOSED_REQUEST)
-            return
+        except CancelledError:  # by `cut`, or because the caller is gone
+            response = error_response(ShuttingDown(retry_after=DRAINING_RETRY_SECONDS), request)
         except Exception:
             self._log.failure("a request failed", request_id=request.id)
             response = error_response(InternalError(), request)
@@ -115,7 +130,7 @@ class Site:
         self._finished(request, route, response.status)
 
     def _finished(self, request: Request, route: Route | None, status: int) -> None:
-        self.in_flight.discard(request)
+        self._in_flight.pop(request, None)
         name = route.path if route is not None else UNMATCHED
         method = request.method if request.method in _METHODS else "other"
         seconds = self._clock.seconds() - request.arrived
@@ -133,7 +148,7 @@ class Site:
 
     def _failed(self, failure: Failure, request: Request) -> None:
         """Answering itself failed: a bug. The caller is not left waiting."""
-        self.in_flight.discard(request)
+        self._in_flight.pop(request, None)
         self._log.failure("answering a request failed", failure, request_id=request.id)
 
 

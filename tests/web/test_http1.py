@@ -273,7 +273,7 @@ def test_a_caller_who_leaves_cancels_the_event(surface: Surface) -> None:
     assert len(cancelled) == 1
     assert surface.recorder.finished == [("/event", "POST", 499)]
     assert surface.recorder.in_flight == 0
-    assert not surface.site.in_flight
+    assert surface.site.in_flight == 0
 
 
 def test_draining_closes_idle_connections_and_the_others_after_their_answer(surface: Surface) -> None:
@@ -290,6 +290,19 @@ def test_draining_closes_idle_connections_and_the_others_after_their_answer(surf
     [(status, headers, _)] = parse_responses(transport.value())
     assert (status, headers["connection"]) == (200, "close")
     assert transport.disconnecting
+
+
+def test_what_is_cut_is_told_so(surface: Surface) -> None:
+    cancelled: list[object] = []
+    surface.pipeline.answer = lambda: Deferred(cancelled.append)
+    connection, transport = surface.connect()
+    connection.dataReceived(POST)
+    surface.connections.drain()
+    surface.site.cut()
+    [(status, headers, body)] = parse_responses(transport.value())
+    assert (status, json.loads(body)["error"], headers["connection"]) == (503, "shutting_down", "close")
+    assert len(cancelled) == 1
+    assert surface.site.in_flight == 0
 
 
 def test_over_the_limit_the_oldest_idle_connection_makes_room(surface: Surface) -> None:

@@ -91,6 +91,18 @@ def test_a_body_without_length_is_refused_at_the_first_byte_over_the_limit(surfa
     assert client.response(stream)[0] == 413
 
 
+def test_an_empty_body_of_a_refused_request(surface: Surface) -> None:
+    """Its end comes as a frame of data with nothing in it."""
+    client = surface.connect2()
+    stream = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(stream, [(":method", "POST"), (":path", "/nope"), (":scheme", "https"), (":authority", "x")])
+    client.h2.send_data(stream, b"", end_stream=True)
+    client.exchange()
+    assert client.response(stream)[0] == 404
+    assert client.connection.codec is not None
+    assert client.connection.codec.idle
+
+
 def test_bodies_larger_than_the_window_are_let_in_as_they_are_read(surface: Surface) -> None:
     client = surface.connect2()
     for _ in range(20):

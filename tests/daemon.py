@@ -1,0 +1,222 @@
+"""The real daemon in a process of its own, and a model server that plays a script, for end-to-end tests."""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trustme
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 30.0
+TOKEN = "a-canary-token-Zq81"
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def wait_until(true: Callable[[], Any], what: str) -> Any:
+    """Wait for something that another process does."""
+    end = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while time.monotonic() < end:
+        found = true()
+        if found:
+            return found
+        pause.wait(0.02)
+    raise AssertionError(f"in vain: {what}")
+
+
+@dataclass
+class Certificates:
+    """An authority, and certificates of it in files."""
+
+    folder: Path
+    authority: trustme.CA = field(default_factory=trustme.CA)
+
+    def __post_init__(self) -> None:
+        self.ca = self.folder / "ca.pem"
+        self.authority.cert_pem.write_to_path(self.ca)
+        self.certificate, self.key = self.folder / "server.crt", self.folder / "server.key"
+        self.issue()
+
+    def issue(self) -> None:
+        """A new certificate in the place of the old."""
+        issued = self.authority.issue_cert("localhost", "127.0.0.1")
+        self.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        issued.private_key_pem.write_to_path(self.key)
+
+
+class Daemon:
+    """`twistd` with our .tac, or our plugin."""
+
+    def __init__(self, folder: Path, *command: str, **environ: str):
+        self.folder = folder
+        self.certificates = Certificates(folder)
+        base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "XDG_CACHE_HOME") if name in os.environ}
+        self.environ = {
+            **base,
+            "BIND_HOST": "127.0.0.1",
+            "TLS_PORT": "0",
+            "HTTP_PORT": "0",
+            "OTEL_PROMETHEUS_HOST": "127.0.0.1",
+            "OTEL_PROMETHEUS_PORT": "0",
+            "TLS_CERT_FILE": str(self.certificates.certificate),
+            "TLS_KEY_FILE": str(self.certificates.key),
+            "AI_TICKET_AUTH_TOKEN": TOKEN,
+            **environ,
+        }
+        twistd = str(Path(sys.executable).parent / "twistd")
+        self._out = open(folder / "out.log", "w")  # noqa: SIM115
+        self._err = open(folder / "err.log", "w")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [twistd, "--nodaemon", "--pidfile=", *(command or ("-y", str(ROOT / "ai_ticket.tac")))],
+            cwd=folder,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=self._err,
+        )
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out.log").read_text()
+
+    @property
+    def err(self) -> str:
+        return (self.folder / "err.log").read_text()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far, without a line that is being written."""
+        whole = self.out.rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def logged(self, text: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if text in line["message"]]
+
+    def port(self, endpoint: str) -> int:
+        """The port that an endpoint listens on, once it does."""
+
+        def found() -> int | None:
+            assert self.process.poll() is None, f"the daemon has ended: {self.out}{self.err}"
+            lines = [line for line in self.logged("listening for") if line["endpoint"] == endpoint]
+            return lines[0]["port"] if lines else None
+
+        port: int = wait_until(found, f"listening for {endpoint}")
+        return port
+
+    def ready(self) -> "Daemon":
+        with self.client() as client:
+            wait_until(lambda: client.get("/health/ready").status_code == 200, f"readiness: {self.out}{self.err}")
+        return self
+
+    def client(self, *, http2: bool = False, tls: bool = True) -> httpx.Client:
+        return httpx.Client(**self._options(http2, tls))
+
+    def async_client(self, *, http2: bool = False) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self._options(http2, True))
+
+    def _options(self, http2: bool, tls: bool) -> dict[str, Any]:
+        return {
+            "base_url": f"https://127.0.0.1:{self.port('https')}" if tls else f"http://127.0.0.1:{self.port('http')}",
+            "verify": ssl.create_default_context(cafile=str(self.certificates.ca)),
+            "http2": http2,
+            "http1": not http2,
+            "timeout": PATIENCE,
+            "trust_env": False,
+        }
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        self._out.close()
+        self._err.close()
+
+
+class ModelServer:
+    """A model server on a port of its own: it echoes the last user message as a stream, or waits to be let go."""
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.go = threading.Event()
+        self.go.set()
+        model = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answers = {
+                    "/api/extra/version": {"result": "KoboldCpp", "version": "1.115.1", "llm": True},
+                    "/v1/models": {"data": [{"id": "koboldcpp/echo"}]},
+                    "/api/extra/true_max_context_length": {"value": 4096},
+                }
+                found = answers.get(self.path)
+                body = json.dumps(found).encode()
+                self.send_response(200 if found else 404)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                model.requests.append(request)
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.end_headers()
+                model.go.wait(PATIENCE)
+                text = [message["content"] for message in request["messages"] if message["role"] == "user"][-1]
+                for event in (
+                    {"choices": [{"delta": {"content": text}, "finish_reason": None}], "model": "koboldcpp/echo"},
+                    {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+                    {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}},
+                ):
+                    self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+                self.wfile.write(b"data: [DONE]\n\n")
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/api"
+
+    def close(self) -> None:
+        self.go.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@contextmanager
+def running(folder: Path, *command: str, **environ: str) -> Iterator[Daemon]:
+    daemon = Daemon(folder, *command, **environ)
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
+
+@contextmanager
+def model_server() -> Iterator[ModelServer]:
+    server = ModelServer()
+    try:
+        yield server
+    finally:
+        server.close()
