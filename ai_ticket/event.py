@@ -228,6 +228,8 @@ def _read_array(content: Raw) -> list[Message]:
     messages: list[Message] = []
     texts: list[str] = []
     items: list[str | _Item] = _decode_read(content, list[str | _Item], "content")
+    if items and isinstance(items[0], str) and set(map(type, items)) == {str}:  # the fastest way through many of them
+        return [Message("user", "\n".join(items))]  # type: ignore[arg-type]
     for index, item in enumerate(items):
         if isinstance(item, str):
             texts.append(item)

@@ -25,6 +25,9 @@ _CHECK_DEPTH = sys.version_info >= (3, 12)
 _BLOCK = 400
 _OPENERS_AND_QUOTES = bytes.maketrans(b"{}", b"[]")
 _ALL_BUT_OPENERS_AND_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
+_MOST_LONE_SURROGATES = 1000
+"""More than a text that was cut in places has; a body with more of them is not worth the time, and is refused."""
+
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2})"
@@ -52,7 +55,8 @@ def mark_lone_surrogates(body: bytes) -> bytes:
     """Put LONE_SURROGATE_MARK in the place of each escaped lone surrogate, so that the rest can be decoded."""
     if b"\0" in body:  # not JSON; and below it stands for an escaped backslash, whose second half escapes nothing
         return body
-    return _LONE_SURROGATE.sub(rb"\\ufdd0", body.replace(rb"\\", b"\0\0")).replace(b"\0\0", rb"\\")
+    hidden = body.replace(rb"\\", b"\0\0")
+    return _LONE_SURROGATE.sub(rb"\\ufdd0", hidden, count=_MOST_LONE_SURROGATES).replace(b"\0\0", rb"\\")
 
 
 def decode(text: bytes | msgspec.Raw, type: type[T] | Any) -> T:

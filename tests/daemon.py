@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -180,13 +180,14 @@ class ModelServer:
                 self.end_headers()
                 model.go.wait(PATIENCE)
                 text = [message["content"] for message in request["messages"] if message["role"] == "user"][-1]
-                for event in (
+                events = (
                     {"choices": [{"delta": {"content": text}, "finish_reason": None}], "model": "koboldcpp/echo"},
                     {"choices": [{"delta": {}, "finish_reason": "stop"}]},
                     {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}},
-                ):
-                    self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-                self.wfile.write(b"data: [DONE]\n\n")
+                )
+                stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+                with suppress(ConnectionError):  # the caller may have left
+                    self.wfile.write(stream.encode())
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
