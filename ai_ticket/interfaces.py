@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from msgspec import Struct
+from twisted.internet.interfaces import IPushProducer
 
 from ai_ticket.event import Completion, Event
 
@@ -28,6 +29,16 @@ class BackendState(Struct, frozen=True):
     error: str | None = None
 
 
+class Sink(Protocol):
+    """Takes an answer's text as it comes, and may ask for it to come slower."""
+
+    def write(self, text: str) -> None:
+        """Some text has come; never empty."""
+
+    def attach(self, producer: IPushProducer) -> None:
+        """From here the text comes: pausing it slows the model server's stream down."""
+
+
 class Backend(Protocol):
     """A model server."""
 
@@ -35,11 +46,13 @@ class Backend(Protocol):
     def state(self) -> BackendState:
         """What was last learnt of it, from memory."""
 
-    async def complete(self, event: Event, deadline: float) -> Completion:
-        """Generate the whole answer, in one attempt.
+    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+        """Generate an answer, in one attempt.
 
         @param deadline: the clock's time by which it must be done, in seconds.
-        @raise DomainError: one of the `Api...` errors, or `DeadlineExceeded`.
+        @param sink: takes the text as it comes; the `Completion` then has none.
+        @raise DomainError: one of the `Api...` errors, `ContextLengthExceeded` or `DeadlineExceeded`; its
+            `after_first_token` says whether some of the answer had come.
         """
 
     async def probe(self) -> BackendState:
@@ -49,10 +62,11 @@ class Backend(Protocol):
 class Pipeline(Protocol):
     """Takes events in, and answers each when its turn has come."""
 
-    async def submit(self, event: Event, client: Client, deadline: float) -> Completion:
+    async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
         """Wait for a slot and generate.
 
         @param deadline: the clock's time by which it must be done, in seconds.
+        @param sink: takes the text as it comes; the `Completion` then has none.
         @raise DomainError: `Overloaded`, `DeadlineExceeded`, or what the backend raises.
         """
 
