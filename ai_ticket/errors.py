@@ -7,8 +7,11 @@ class DomainError(Exception):
     """A fault that the caller is told of.
 
     `message` is for a person, `details` says what exactly and where, `retry_after` is in seconds where trying again
-    later can help. None of them may hold a secret, a prompt or a completion.
+    later can help. None of them may hold a secret, a prompt or a completion. `after_first_token` says that some of the
+    answer had come already, so that it can't be had again from the start.
     """
+
+    after_first_token = False
 
     code: ClassVar[str]
     default_message: ClassVar[str]
