@@ -49,7 +49,6 @@ class Http1:
         self._head_bytes = 0
         self._fed_bytes = 0
         self._in_head = True
-        self._keep_alive = True
 
         self._request: Request | None = None
         self._body_open = False
@@ -166,8 +165,6 @@ class Http1:
         if not _one_host(self._headers.get(b"host"), version):
             self._break(400)
             return
-        # HTTP/1.0 callers get one answer a connection: they would need to be told of each one kept open.
-        self._keep_alive = self._parser.should_keep_alive() and version == "1.1" and method != "CONNECT"
         request = Request(
             self,
             method=method,
@@ -178,6 +175,8 @@ class Http1:
             secure=self._connection.secure,
             arrived=self._now(),
         )
+        # HTTP/1.0 callers get one answer a connection: they would need to be told of each one kept open.
+        request.last = not self._parser.should_keep_alive() or version != "1.1" or method == "CONNECT"
         self._pieces.append((_Piece.HEAD, request))
 
     def on_body(self, data: bytes) -> None:
@@ -259,7 +258,7 @@ class Http1:
         the end just to keep the connection would cost more than a new connection.
         """
         request = self._request
-        if not self._keep_alive or self._connection.connections.draining or request is None:
+        if request is None or request.last or self._connection.connections.draining:
             return True
         if not self._body_pending():
             return False
@@ -304,7 +303,6 @@ class Http1:
     def _refuse(self, status: int) -> None:
         """Answer what could not be read as a request, and close."""
         headers, body = self._connection.listener.refuse(status)
-        self._keep_alive = False
         self._body_open = False
         self.send(status, headers, body, len(body))
 

@@ -39,7 +39,7 @@ class Request:
 
     `headers` has lower-case names; a repeated header's values are joined with a comma (RFC 9110, 5.2). `path` is as
     sent, without the query. `arrived` is the clock's time when the head was complete. `lost` says that the caller is
-    gone, or was cut off.
+    gone, or was cut off; `last` that its connection (HTTP/1 only) takes no further request.
     """
 
     __slots__ = (
@@ -53,6 +53,7 @@ class Request:
         "arrived",
         "headers",
         "id",
+        "last",
         "lost",
         "method",
         "path",
@@ -89,6 +90,7 @@ class Request:
         self._ended = False
         self._limit: int | None = None
         self._waiting: Deferred[bytes] | None = None
+        self.last = False
         self.lost = False
         self._on_lost: Callable[[], object] | None = None
 

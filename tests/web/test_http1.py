@@ -62,6 +62,16 @@ def test_pipelined_requests_are_answered_in_order(surface: Surface) -> None:
     assert b"completion" in answers[0][2]
 
 
+def test_a_pipelined_request_to_close_closes_behind_its_own_answer(surface: Surface) -> None:
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    connection, transport = surface.connect()
+    connection.dataReceived(POST + GET.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+    waiting.callback(COMPLETION)
+    answers = list(parse_responses(transport.value()))
+    assert [(status, headers.get("connection")) for status, headers, _ in answers] == [(200, None), (200, "close")]
+
+
 def test_many_pipelined_requests_pause_reading_until_there_is_room(surface: Surface) -> None:
     waiting: Deferred[object] = Deferred()
     surface.pipeline.answer = lambda: waiting
