@@ -45,10 +45,14 @@ class Parameters(Struct, frozen=True, omit_defaults=True):
 
 
 class Event(Struct, frozen=True):
-    """A caller's event, validated: a conversation with at least one user message, and how to answer it."""
+    """A caller's event, validated: a conversation with at least one user message, and how to answer it.
+
+    `max_tokens_given` says that the caller named `max_tokens`; a default may be lowered to what fits the context.
+    """
 
     messages: list[Message]
     parameters: Parameters
+    max_tokens_given: bool = True
     stream: bool = False
     metadata: dict[str, str] | None = None
 
@@ -161,12 +165,12 @@ def parse_event(body: bytes, limits: EventLimits) -> Event:
         raise MissingContentField
 
     messages, inner_options = _read_content(envelope.content)
-    parameters = _read_parameters(envelope, inner_options, limits)
+    parameters, max_tokens_given = _read_parameters(envelope, inner_options, limits)
     stream = _read_field(envelope.stream, bool, "stream", "must be true or false")
     metadata = _read_field(envelope.metadata, _METADATA, "metadata", "must be an object of up to 16 string values")
     if metadata is not None:
         metadata = {key: value for key, value in metadata.items() if value is not None}
-    event = Event(messages, parameters, bool(stream), metadata)
+    event = Event(messages, parameters, max_tokens_given, bool(stream), metadata)
     if marked:
         _refuse_lone_surrogates(event)
     return event
@@ -287,12 +291,12 @@ def _decode_read(raw: Raw | UnsetType, type: Any, path: str) -> Any:
         raise InvalidRequest(f"{path}: {error}", message="The body is not valid JSON.")
 
 
-def _read_parameters(envelope: _Envelope, inner: _Options | None, limits: EventLimits) -> Parameters:
+def _read_parameters(envelope: _Envelope, inner: _Options | None, limits: EventLimits) -> tuple[Parameters, bool]:
     try:
         outer = _StrictOptions() if _absent(envelope.parameters) else _decode_options(envelope.parameters)
     except msgspec.ValidationError as error:
         raise InvalidParameter(_where(error, "parameters"))
-    values: dict[str, Any] = {"max_tokens": min(limits.default_max_tokens, limits.max_tokens)}
+    values: dict[str, Any] = {}
     for source, path in ((outer, "parameters"), (inner, "content")):
         if source is None:
             continue
@@ -300,7 +304,9 @@ def _read_parameters(envelope: _Envelope, inner: _Options | None, limits: EventL
             raw = getattr(source, name)
             if not _absent(raw):
                 values[name] = _read_option(name, raw, f"{path}.{name}", limits)
-    return Parameters(**values)
+    given = "max_tokens" in values
+    values.setdefault("max_tokens", min(limits.default_max_tokens, limits.max_tokens))
+    return Parameters(**values), given
 
 
 def _decode_options(raw: Raw | UnsetType) -> _Options:

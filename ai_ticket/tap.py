@@ -158,12 +158,18 @@ def _make_backend(settings: Settings, reactor: Any, random: Random) -> tuple[Kob
         location = Location(address.url, settings.koboldcpp_password)
         locate = lambda: location  # noqa: E731
 
-    http = make_http_client(
-        reactor, ca_file=settings.koboldcpp_ca_file, connect_timeout=settings.koboldcpp_connect_timeout_seconds
+    http, kept_http = (
+        make_http_client(
+            reactor,
+            ca_file=settings.koboldcpp_ca_file,
+            connect_timeout=settings.koboldcpp_connect_timeout_seconds,
+            keep=keep,
+        )
+        for keep in (False, True)
     )
     backend = KoboldBackend(
         address.name,
-        ModelServer(http, reactor, locate),
+        ModelServer(http, kept_http, reactor, locate),
         clock=reactor,
         timeouts=BackendTimeouts(
             settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds

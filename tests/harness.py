@@ -21,7 +21,7 @@ from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
 from ai_ticket.event import Completion, Event, Usage
-from ai_ticket.interfaces import BackendState, Client
+from ai_ticket.interfaces import BackendState, Client, Sink
 from ai_ticket.web.connections import Connection, Connections, Listener, Timeouts
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
@@ -60,7 +60,7 @@ class MemoryBackend:
         self.cancelled: list[Event] = []
         self._instant = instant
 
-    async def complete(self, event: Event, deadline: float) -> Completion:
+    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
         answer: Deferred[Completion] = Deferred(lambda _: self.cancelled.append(event))
         self.calls.append((event, answer))
         if self._instant:
@@ -76,9 +76,11 @@ class MemoryPipeline:
 
     def __init__(self) -> None:
         self.events: list[tuple[Event, Client, float]] = []
+        self.sinks: list[Sink | None] = []
         self.answer: Callable[[], Any] = lambda: succeed(COMPLETION)
 
-    async def submit(self, event: Event, client: Client, deadline: float) -> Completion:
+    async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
+        self.sinks.append(sink)
         self.events.append((event, client, deadline))
         found: Completion = await self.answer()
         return found

@@ -6,7 +6,7 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IConsumer, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone, ResponseFailed, ResponseNeverReceived
@@ -16,18 +16,24 @@ from zope.interface import implementer
 
 from ai_ticket.errors import ApiConnectionError, ApiResponseStructureError, DeadlineExceeded, DomainError
 
+LAST_SECONDS = 1.0
+"""How long a body may go on after all that is wanted of it has come."""
+
 
 @implementer(IBodyProducer)
 class BytesProducer:
     """A request's body, written at once. treq's own producer for bytes takes turns of the global reactor."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, sent: Callable[[], object]):
+        """@param sent: is called when the data is on its way."""
         self.length = len(data)
         self._data = data
+        self._sent = sent
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
         """Write all of it."""
         consumer.write(self._data)
+        self._sent()
         return succeed(None)
 
     def pauseProducing(self) -> None:
@@ -40,6 +46,7 @@ class BytesProducer:
         """There is nothing left to stop."""
 
 
+@implementer(IPushProducer)
 class Body(Protocol):
     """Delivers a response's body to a callable. `finished` fires when it has ended; cancelling it aborts.
 
@@ -50,9 +57,12 @@ class Body(Protocol):
 
     def __init__(self, clock: IReactorTime, received: Callable[[bytes], None], first: float, idle: float):
         """@param first, idle: the longest silence in seconds before the first data, and after it (see `alive`)."""
+        self._clock = clock
         self._received = received
         self._idle = idle
-        self.finished: Deferred[None] = Deferred(lambda _: self._abort())
+        self._over = False
+        self._paused = False
+        self.finished: Deferred[None] = Deferred(self._cancelled)
         self._silence: IDelayedCall | None = clock.callLater(max(0.0, first), self._timed_out, first)
 
     def read(self, response: IResponse) -> Deferred[None]:
@@ -62,7 +72,7 @@ class Body(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Some of the body has come."""
-        if self._silence is None:
+        if self.finished.called:
             return
         try:
             self._received(data)
@@ -72,32 +82,62 @@ class Body(Protocol):
 
     def alive(self) -> None:
         """What was wanted has come, such as a token: from now on the shorter silence counts."""
-        if self._silence is not None:
+        if self._silence is not None and not self.finished.called:
             self._silence.reset(self._idle)
 
     def complete(self) -> None:
-        """Nothing more is wanted: `finished` fires, and the connection is closed."""
+        """Nothing more is wanted: `finished` fires. The body is given a moment to end by itself, which keeps the
+
+        connection for another request; then it is aborted.
+        """
         self._end(None)
+        if not self._over:
+            self._silence = self._clock.callLater(LAST_SECONDS, self._abort_silently)
+
+    def _abort_silently(self) -> None:
+        self._silence = None
         self._abort()
+
+    # Whoever takes the text slows the stream down; a stream that is held for too long counts as silent.
+
+    def pauseProducing(self) -> None:
+        """Read no more for now."""
+        self._paused = True
+        if not self._over and self.transport is not None:
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        self._paused = False
+        if not self._over and self.transport is not None:
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def stopProducing(self) -> None:
+        """Whoever takes the text is gone; what waits for `finished` cancels it."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The body has ended, or the connection has."""
+        self._over = True
         if reason.check(ResponseDone, PotentialDataLoss):
             self._end(None)
         else:
             self._end(Failure(connection_error(reason.value)))
 
+    def _cancelled(self, finished: Deferred[None]) -> None:
+        finished.errback(CancelledError())  # first: the abort ends the body too, which would look like its end
+        self._abort()
+
     def _timed_out(self, seconds: float) -> None:
         self._silence = None
         if not self.finished.called:
-            self.finished.errback(DeadlineExceeded("the model server was silent for too long"))
+            who = "the caller did not read" if self._paused else "the model server was silent"
+            self.finished.errback(DeadlineExceeded(f"{who} for {seconds:g} s"))
         self._abort()
 
     def _end(self, failure: Failure | None) -> None:
-        if self._silence is None:
-            return
-        self._silence.cancel()
-        self._silence = None
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
         if not self.finished.called:
             self.finished.callback(failure)
 

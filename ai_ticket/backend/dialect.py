@@ -12,6 +12,7 @@ from msgspec import Struct
 from ai_ticket.backend.server import decode
 from ai_ticket.errors import ApiResponseStructureError, ApiServerError
 from ai_ticket.event import Event, Usage
+from ai_ticket.interfaces import Sink
 
 
 class _Delta(Struct, gc=False):
@@ -54,19 +55,40 @@ class _Results(Struct):
 
 
 class Generation:
-    """What has come of an answer so far."""
+    """What has come of an answer so far. With a sink the text goes there, and is not kept."""
 
-    def __init__(self) -> None:
-        self.parts: list[str] = []
+    def __init__(self, sink: Sink | None = None) -> None:
+        self._sink = sink
+        self._parts: list[str] = []
+        self.sent = False
+        self.begun = False
         self.finish_reason: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
         self.done = False
 
+    def was_sent(self) -> None:
+        """The request is on its way."""
+        self.sent = True
+
+    def add(self, text: str) -> None:
+        """Some text has come."""
+        self._parts.append(text)
+
+    def flush(self) -> None:
+        """Hand on what has come since the last time: in one piece, however many tokens it was."""
+        if not self._parts:
+            return
+        self.begun = True
+        if self._sink is not None:
+            text = self.text
+            self._parts.clear()
+            self._sink.write(text)
+
     @property
     def text(self) -> str:
-        """The text so far."""
-        return "".join(self.parts)
+        """The text so far, but for what the sink has."""
+        return "".join(self._parts)
 
 
 class Endpoint(Struct, frozen=True):
@@ -110,7 +132,7 @@ class _OpenAIEndpoint(Endpoint, frozen=True):
         for choice in chunk.choices:
             text = choice.delta.content if choice.delta is not None else choice.text
             if text:
-                generation.parts.append(text)
+                generation.add(text)
             if choice.finish_reason is not None:
                 generation.finish_reason = choice.finish_reason
         generation.model = chunk.model or generation.model
@@ -137,7 +159,7 @@ class _Kobold(Endpoint, frozen=True):
     def read(self, data: bytes, generation: Generation) -> None:
         token = decode(data, _Token)
         if token.token:
-            generation.parts.append(token.token)
+            generation.add(token.token)
         if token.finish_reason is not None:
             generation.finish_reason = token.finish_reason
             generation.done = True
@@ -149,7 +171,7 @@ class _KoboldWhole(_Kobold, frozen=True):
         if not results:
             raise ApiResponseStructureError("the answer holds no result")
         result = results[0]
-        generation.parts.append(result.text)
+        generation.add(result.text)
         generation.finish_reason = result.finish_reason or "length"
         if result.prompt_tokens is not None and result.completion_tokens is not None:
             total = result.prompt_tokens + result.completion_tokens

@@ -1,4 +1,4 @@
-"""The HTTP client for model servers: treq over Twisted's Agent, a connection for each request."""
+"""HTTP clients for model servers: treq over Twisted's Agent."""
 
 from typing import Any
 
@@ -22,8 +22,19 @@ def trust_root(ca_file: str | None) -> Any:
     return trustRootFromCertificates([Certificate.loadPEM(one.public_bytes(Encoding.PEM)) for one in found])
 
 
-def make_http_client(reactor: Any, *, ca_file: str | None, connect_timeout: float) -> HTTPClient:
-    """A client that keeps no connection open: an idle one pins one of KoboldCPP's 24 threads."""
+KEPT_SECONDS = 2
+"""How long an idle connection is kept: less than the 5 s after which llama.cpp closes one, with a margin."""
+
+MOST_KEPT = 16
+
+
+def make_http_client(reactor: Any, *, ca_file: str | None, connect_timeout: float, keep: bool) -> HTTPClient:
+    """A client for model servers.
+
+    @param keep: keep connections for further requests. Not with KoboldCPP, where an idle one pins one of 24 threads.
+    """
     policy = BrowserLikePolicyForHTTPS(trust_root(ca_file))
-    pool = HTTPConnectionPool(reactor, persistent=False)
+    pool = HTTPConnectionPool(reactor, persistent=keep)
+    pool.cachedConnectionTimeout = KEPT_SECONDS
+    pool.maxPersistentPerHost = MOST_KEPT
     return HTTPClient(Agent(reactor, policy, connectTimeout=connect_timeout, pool=pool))

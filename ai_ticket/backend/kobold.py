@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 from msgspec import Struct
 from msgspec.structs import replace
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from twisted.web.iweb import IResponse
 
 from ai_ticket.backend.body import Body
+from ai_ticket.backend.context import fit
 from ai_ticket.backend.dialect import ENDPOINTS, Endpoint, Generation
-from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, learn, short_model_name
+from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, short_model_name
 from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
 from ai_ticket.backend.sse import EventTooLarge, SSEDecoder
 from ai_ticket.errors import (
@@ -18,10 +21,11 @@ from ai_ticket.errors import (
     ApiResponseFormatError,
     ApiResponseStructureError,
     ApiServerError,
+    DeadlineExceeded,
     DomainError,
 )
 from ai_ticket.event import Completion, Event, FinishReason, Usage
-from ai_ticket.interfaces import BackendState
+from ai_ticket.interfaces import BackendState, Sink
 
 PROBE_SECONDS = 5.0
 LARGEST_BODY = 67_108_864
@@ -45,8 +49,16 @@ class _Perf(Struct):
     stop_reason: int | None = None
 
 
+class _Aborted(Struct):
+    """KoboldCPP's answer to an abort; its booleans are strings."""
+
+    success: str
+
+
 class KoboldBackend:
     """A model server behind the `Backend` seam."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -75,7 +87,8 @@ class KoboldBackend:
     async def probe(self) -> BackendState:
         """Ask the server what it is, without generating anything."""
         try:
-            info = await learn(self._server, PROBE_SECONDS)
+            async with self._server.aside:
+                info = await learn(self._server, PROBE_SECONDS)
         except DomainError as error:
             self._state = replace(self._state, up=False, error=error.details or error.message)
             return self._state
@@ -91,23 +104,25 @@ class KoboldBackend:
         if not self._state.up:
             # It may be another server, or another version: which endpoints it has is open again.
             self._endpoint = 2 if info.kind == KOBOLD_API else 0
+        self._server.keeps_connections = info.kind == LLAMACPP
         self._state = found
         return found
 
-    async def complete(self, event: Event, deadline: float) -> Completion:
+    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
         """Generate the whole answer, on the best endpoint that the server has."""
         try:
-            completion = await self._complete(event, deadline)
+            completion = await self._complete(event, deadline, sink)
         except ApiConnectionError as error:
             self._state = replace(self._state, up=False, error=error.details)
             raise
         return completion
 
-    async def _complete(self, event: Event, deadline: float) -> Completion:
+    async def _complete(self, event: Event, deadline: float, sink: Sink | None) -> Completion:
+        event = await fit(event, self._server, self._state, PROBE_SECONDS)
         while True:
             tried = self._endpoint
             try:
-                generation = await self._generate(ENDPOINTS[tried], event, deadline)
+                generation = await self._generate(ENDPOINTS[tried], event, deadline, sink)
             except NoSuchEndpoint as error:
                 if tried + 1 >= len(ENDPOINTS):
                     self._endpoint = 0
@@ -116,24 +131,48 @@ class KoboldBackend:
                 continue
             return await self._completion(generation, event)
 
-    async def _generate(self, endpoint: Endpoint, event: Event, deadline: float) -> Generation:
-        left = deadline - self._clock.seconds()
-        first_token = min(left, self._timeouts.first_token or left)
+    async def _generate(self, endpoint: Endpoint, event: Event, deadline: float, sink: Sink | None) -> Generation:
         begun = self._clock.seconds()
-        payload = endpoint.payload(event, self._new_key())
-        response = await self._server.post(endpoint.path, payload, first_token)
-        left = first_token - (self._clock.seconds() - begun)
-        generation = Generation()
-        if endpoint.streams and _media_type(response) == "text/event-stream":
-            await self._read_stream(response, endpoint, generation, left)
-        else:
-            await self._read_whole(response, endpoint, generation, left)
-        if generation.finish_reason == "error":
-            raise ApiServerError("the server says that generating failed")
+        left = deadline - begun
+        first_token = min(left, self._timeouts.first_token or left)
+        key = self._new_key()
+        generation = Generation(sink)
+        try:
+            response = await self._server.post(
+                endpoint.path, endpoint.payload(event, key), first_token, generation.was_sent
+            )
+            left = first_token - (self._clock.seconds() - begun)
+            if endpoint.streams and _media_type(response) == "text/event-stream":
+                await self._read_stream(response, endpoint, generation, left, sink)
+            else:
+                await self._read_whole(response, endpoint, generation, left)
+            if generation.finish_reason == "error":
+                raise ApiServerError("the server says that generating failed")
+        except CancelledError:
+            self._stop(generation, key)
+            raise
+        except DomainError as error:
+            if isinstance(error, DeadlineExceeded):
+                self._stop(generation, key)
+            error.after_first_token = generation.begun
+            raise
         return generation
 
+    def _stop(self, generation: Generation, key: str) -> None:
+        """Have KoboldCPP stop a generation by its key: of a stream that is closed it takes half a second to notice.
+
+        Only where the server may have the key, which it gets but once: one that it does not know it keeps for ever.
+        """
+        if self._state.kind == KOBOLDCPP and generation.sent:
+            stopping = Deferred.fromCoroutine(self._abort(key))
+            stopping.addErrback(lambda failure: self._log.debug("abort: {reason}", reason=str(failure.value)))
+
+    async def _abort(self, key: str) -> None:
+        async with self._server.aside:
+            await self._server.ask("/api/extra/abort", {"genkey": key}, _Aborted, PROBE_SECONDS)
+
     async def _read_stream(
-        self, response: IResponse, endpoint: Endpoint, generation: Generation, first_token: float
+        self, response: IResponse, endpoint: Endpoint, generation: Generation, first_token: float, sink: Sink | None
     ) -> None:
         decoder = SSEDecoder()
 
@@ -143,13 +182,18 @@ class KoboldBackend:
                     endpoint.read(found, generation)
             except EventTooLarge:
                 raise ApiResponseFormatError("an event of the stream is too large")
+            finally:
+                generation.flush()
             if generation.done:
                 body.complete()
-            elif generation.parts:
+            elif generation.begun:
                 body.alive()
 
         body = Body(self._clock, received, first=first_token, idle=self._timeouts.idle)
-        await body.read(response)
+        reading = body.read(response)
+        if sink is not None:
+            sink.attach(body)
+        await reading
         if generation.finish_reason is None:
             raise ApiResponseStructureError("the stream ended without its end")
 
@@ -161,6 +205,7 @@ class KoboldBackend:
         if endpoint.streams:
             raise _not_a_stream(response, body)
         endpoint.read(body, generation)
+        generation.flush()
 
     async def _completion(self, generation: Generation, event: Event) -> Completion:
         usage = generation.usage if generation.usage != _HARD_CODED_USAGE else None

@@ -7,7 +7,7 @@ import msgspec
 from hyperlink import URL
 from msgspec import Struct
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, DeferredLock
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTime
@@ -37,6 +37,10 @@ BUSY_RETRY_SECONDS = 1.0
 LARGEST_SMALL_BODY = 1_048_576
 
 
+def _nothing() -> None:
+    """What is done with news that nobody wants."""
+
+
 class NoSuchEndpoint(ApiClientError):
     """The server does not have the path, or not for POST: another may serve."""
 
@@ -55,24 +59,52 @@ class _Refusal(Struct):
 
 
 class ModelServer:
-    """A model server, as far as HTTP goes. `locate` says where it is now, or None while it is not running."""
+    """A model server, as far as HTTP goes.
 
-    def __init__(self, http: HTTPClient, clock: IReactorTime, locate: Callable[[], Location | None]):
+    `aside` is for requests beside those that generate, one at a time: so there is never more than one connection beyond
+    the slots. KoboldCPP has 24 threads, and a connection pins one of them. `keeps_connections` is to be set for a
+    server that takes more than one request on a connection.
+    """
+
+    def __init__(
+        self,
+        http: HTTPClient,
+        kept_http: HTTPClient,
+        clock: IReactorTime,
+        locate: Callable[[], Location | None],
+    ):
+        """@param http, kept_http: without and with connections kept.
+
+        @param locate: says where the server is now, or None while it is not running.
+        """
         self._http = http
+        self._kept_http = kept_http
+        self.aside = DeferredLock()
+        self.keeps_connections = False
         self._clock = clock
         self._locate = locate
         self._urls: dict[tuple[str, str], URL] = {}
 
-    async def post(self, path: str, payload: dict[str, Any], timeout: float) -> IResponse:
+    async def post(
+        self, path: str, payload: dict[str, Any], timeout: float, sent: Callable[[], object] = _nothing
+    ) -> IResponse:
         """Send a request; the answer's body is still to be read.
 
         @param timeout: for everything up to the answer's head, in seconds.
+        @param sent: is called when the request is on its way: from then on the server may have begun.
         @raise DomainError: the server can't be reached, is silent, or refuses.
         """
-        response = await self._request("POST", path, timeout, msgspec.json.encode(payload))
+        response = await self._request("POST", path, timeout, BytesProducer(msgspec.json.encode(payload), sent))
         if response.code != 200:
             raise await self._refusal(response)
         return response
+
+    async def ask(self, path: str, payload: dict[str, Any], type: type[T], timeout: float) -> T:
+        """The JSON value that a path gives for a request.
+
+        @raise DomainError: as `post`; or the answer is not JSON, or not of the type.
+        """
+        return decode(await self.read(await self.post(path, payload, timeout), timeout), type)
 
     async def get(self, path: str, type: type[T], timeout: float) -> T:
         """The JSON value that a path gives.
@@ -102,18 +134,19 @@ class ModelServer:
         await Body(self._clock, received, first=timeout, idle=timeout).read(response)
         return b"".join(chunks)
 
-    async def _request(self, method: str, path: str, timeout: float, data: bytes | None) -> IResponse:
+    async def _request(self, method: str, path: str, timeout: float, data: BytesProducer | None) -> IResponse:
         location = self._locate()
         if location is None:
             raise ApiConnectionError("the model server is not running")
         headers = Headers({"Content-Type": ["application/json"]} if data is not None else {})
         if location.api_key is not None:
             headers.addRawHeader("Authorization", f"Bearer {location.api_key}")
-        sending = self._http.request(
+        http = self._kept_http if self.keeps_connections else self._http
+        sending = http.request(
             method,
             self._url(location.url, path),
             headers=headers,
-            data=BytesProducer(data) if data is not None else None,
+            data=data,
             unbuffered=True,
             allow_redirects=False,
         )

@@ -7,7 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import DeadlineExceeded, Overloaded
 from ai_ticket.event import Completion, Event
-from ai_ticket.interfaces import Backend, Client
+from ai_ticket.interfaces import Backend, Client, Sink
 
 _SMOOTHING = 0.2
 _FIRST_GUESS_SECONDS = 2.0
@@ -27,17 +27,17 @@ class FifoPipeline:
         self._running = 0
         self._service_seconds = _FIRST_GUESS_SECONDS
 
-    async def submit(self, event: Event, client: Client, deadline: float) -> Completion:
+    async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation."""
-        answering = Deferred.fromCoroutine(self._answer(event, deadline))
+        answering = Deferred.fromCoroutine(self._answer(event, deadline, sink))
         answering.addTimeout(max(0.0, deadline - self._clock.seconds()), self._clock, onTimeoutCancel=_too_late)
         return await answering
 
-    async def _answer(self, event: Event, deadline: float) -> Completion:
+    async def _answer(self, event: Event, deadline: float, sink: Sink | None) -> Completion:
         await self._take_slot()
         begun = self._clock.seconds()
         try:
-            completion = await self._backend.complete(event, deadline)
+            completion = await self._backend.complete(event, deadline, sink)
         finally:
             self._release_slot()
         seconds = self._clock.seconds() - begun

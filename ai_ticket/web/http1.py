@@ -9,6 +9,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
+from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 
 from ai_ticket.web.connections import CLOSE_SECONDS, Connection
@@ -53,6 +54,7 @@ class Http1:
         self._request: Request | None = None
         self._body_open = False
         self._discarding = False
+        self._chunked = self._closes = False
         self.deadline: float | None = self._now() + self._timeouts.header
 
     @property
@@ -229,7 +231,7 @@ class Http1:
         self.deadline = None
         if self._request is not None:
             self._request.body_ended()
-            if self._request is not None and self._request.responded:
+            if self._request is not None and self._request.responded and not self._request.streaming:
                 self._finish()
 
     def send_continue(self) -> None:
@@ -239,14 +241,47 @@ class Http1:
     def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
         """Send the answer to the request under way, in one write."""
         close = self._must_close()
+        lines = self._head(status, headers, close)
+        lines += (b"content-length: %d\r\n\r\n" % content_length, body)
+        self._transport.write(b"".join(lines))
+        self._answered(close)
+
+    def start(self, status: int, headers: HeaderList, producer: IPushProducer) -> None:
+        """Begin an answer in pieces: chunks, or for HTTP/1.0 all that comes until the connection closes."""
+        self._closes = self._must_close()
+        self._chunked = self._request is not None and self._request.version == "1.1"
+        lines = self._head(status, headers, self._closes)
+        lines.append(b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n")
+        self._transport.write(b"".join(lines))
+        self._transport.registerProducer(producer, True)  # type: ignore[attr-defined]
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the answer."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def finish(self) -> None:
+        """The answer in pieces is complete."""
+        self._transport.unregisterProducer()  # type: ignore[attr-defined]
+        if self._chunked:
+            self._transport.write(b"0\r\n\r\n")
+        self._answered(self._closes)
+
+    def abort(self) -> None:
+        """Cut the answer in pieces: a chunked body without its end shows that it was cut."""
+        self._request = None
+        self._connection.abort()
+
+    def _head(self, status: int, headers: HeaderList, close: bool) -> list[bytes]:
         lines = [_STATUS_LINES[status], b"date: ", self._connection.connections.date(), b"\r\n"]
         for name, value in headers:
             if name != b"connection":
                 lines += (name, b": ", value, b"\r\n")
-        lines.append(b"connection: close\r\n" if close else b"")
-        lines += (b"content-length: %d\r\n\r\n" % content_length, body)
-        self._transport.write(b"".join(lines))
         if close:
+            lines.append(b"connection: close\r\n")
+        return lines
+
+    def _answered(self, close: bool) -> None:
+        if close or self._connection.connections.draining:
             self._close_after_answer()
         elif not self._body_open:
             self._finish()

@@ -16,6 +16,9 @@ from ai_ticket.web.http1 import MAX_HEAD_BYTES
 from ai_ticket.web.request import HeaderList, Request
 
 MAX_CONCURRENT_STREAMS = 100
+MAX_PENDING = 65_536
+"""Bytes of an answer in pieces that wait for the caller's window before its producer is slowed down."""
+
 RESET_BURST = 200
 RESETS_A_SECOND = 33.0
 """Streams that a peer may reset before it is taken for an attack (CVE-2023-44487): a burst, and a rate after that."""
@@ -35,7 +38,10 @@ class Stream:
         self.body_open = True
         self.answered = False
         self.deadline: float | None = deadline
-        self.pending: memoryview | None = None
+        self.pending = bytearray()
+        self.complete = False
+        self.producer: IPushProducer | None = None
+        self.paused = False
 
     def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
         """Send the answer, as far as flow control allows now."""
@@ -44,6 +50,25 @@ class Stream:
     def send_continue(self) -> None:
         """Tell the caller to send the body."""
         self.codec.send_continue(self)
+
+    def start(self, status: int, headers: HeaderList, producer: IPushProducer) -> None:
+        """Begin an answer in pieces."""
+        self.producer = producer
+        self.codec.start(self, status, headers)
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the answer, as far as flow control allows now."""
+        self.pending += data
+        self.codec.flush(self)
+
+    def finish(self) -> None:
+        """The answer in pieces is complete."""
+        self.complete = True
+        self.codec.flush(self)
+
+    def abort(self) -> None:
+        """Cut the answer in pieces: the caller gets a reset."""
+        self.codec.cut(self)
 
 
 @implementer(IPushProducer)
@@ -127,7 +152,7 @@ class Http2:
         """End streams whose body comes, or whose answer is read, too slowly; and a connection idle for too long."""
         for stream in list(self._streams.values()):
             if stream.deadline is not None and now >= stream.deadline:
-                self._cut(stream)
+                self.cut(stream)
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
             self._go_away()
@@ -206,14 +231,15 @@ class Http2:
             self._h2.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
             self._end_connection()
 
-    def _cut(self, stream: Stream) -> None:
+    def cut(self, stream: Stream) -> None:
+        """Reset a stream, whatever it waits for."""
         self._forget(stream)
         stream.request.connection_lost()
         # Where there was an answer, the rest of the body is not wanted, and this is no error (RFC 9113, 8.1).
         code = h2.errors.ErrorCodes.NO_ERROR if stream.answered else h2.errors.ErrorCodes.CANCEL
         try:
             self._h2.reset_stream(stream.id, code)
-        except h2.exceptions.StreamClosedError:
+        except h2.exceptions.ProtocolError:
             self._log.debug("a stream to reset was closed already")
         self._write()
 
@@ -226,43 +252,69 @@ class Http2:
 
     def send(self, stream: Stream, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
         """Send the answer on a stream."""
+        stream.pending += body
+        stream.complete = True
+        headers = [*headers, (b"content-length", b"%d" % content_length)]
+        if self._send_head(stream, status, headers, end_stream=not body):
+            if body:
+                self.flush(stream)
+            else:
+                self._answered(stream)
+        self._write()
+
+    def start(self, stream: Stream, status: int, headers: HeaderList) -> None:
+        """Begin an answer in pieces on a stream."""
+        self._send_head(stream, status, headers, end_stream=False)
+        self._write()
+
+    def _send_head(self, stream: Stream, status: int, headers: HeaderList, *, end_stream: bool) -> bool:
         head = [(b":status", b"%d" % status), (b"date", self._connection.connections.date())]
         head += [header for header in headers if header[0] != b"connection"]
-        head.append((b"content-length", b"%d" % content_length))
         try:
-            self._h2.send_headers(stream.id, head, end_stream=not body)
+            self._h2.send_headers(stream.id, head, end_stream=end_stream)
         except h2.exceptions.StreamClosedError:
             self._forget(stream)
-            return
-        stream.deadline = self._now() + self._timeouts.keepalive
-        if body:
-            stream.pending = memoryview(body)
-            self._flush(stream)
-        else:
-            self._answered(stream)
-        self._write()
+            return False
+        return True
 
     def _flush_all(self) -> None:
         for stream in list(self._streams.values()):
-            self._flush(stream)
+            if stream.pending or stream.complete:
+                self.flush(stream)
 
-    def _flush(self, stream: Stream) -> None:
-        """Send what flow control and the transport allow of a stream's answer."""
-        while stream.pending is not None and not self._blocked:
-            size = min(
-                len(stream.pending),
-                self._h2.local_flow_control_window(stream.id),
-                self._h2.max_outbound_frame_size,
-            )
-            if size <= 0:
-                return
-            last = size == len(stream.pending)
-            self._h2.send_data(stream.id, stream.pending[:size], end_stream=last)
-            stream.pending = None if last else stream.pending[size:]
-            stream.deadline = self._now() + self._timeouts.keepalive
+    def flush(self, stream: Stream) -> None:
+        """Send what flow control and the transport allow of a stream's answer; slow its producer down if need be."""
+        if stream.id not in self._streams or stream.answered:
+            return
+        sent = False
+        while not self._blocked and not stream.answered and (stream.pending or stream.complete):
+            window = min(self._h2.local_flow_control_window(stream.id), self._h2.max_outbound_frame_size)
+            data = bytes(stream.pending[: max(0, window)])
+            if stream.pending and not data:
+                break
+            last = stream.complete and len(data) == len(stream.pending)
+            self._h2.send_data(stream.id, data, end_stream=last)
+            del stream.pending[: len(data)]
+            sent = True
+            self._write()
             if last:
                 self._answered(stream)
-            self._write()
+        if not stream.answered:
+            # While something waits to be taken, the caller must take some of it now and then.
+            if not stream.pending:
+                stream.deadline = None
+            elif sent or stream.deadline is None:
+                stream.deadline = self._now() + self._timeouts.keepalive
+            self._slow_down(stream)
+
+    def _slow_down(self, stream: Stream) -> None:
+        lags = len(stream.pending) > MAX_PENDING
+        if stream.producer is not None and lags != stream.paused:
+            stream.paused = lags
+            if lags:
+                stream.producer.pauseProducing()
+            else:
+                stream.producer.resumeProducing()
 
     def _answered(self, stream: Stream) -> None:
         """All of the answer is sent. A caller who is still sending gets a while to notice before the stream is reset:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.interfaces import IPushProducer
 
 from ai_ticket.web.faults import PayloadTooLarge
 
@@ -33,13 +34,28 @@ class Exchange(Protocol):
     def send_continue(self) -> None:
         """Tell a caller who waits for it to send the body."""
 
+    def start(self, status: int, headers: HeaderList, producer: IPushProducer) -> None:
+        """Begin an answer of unknown length. `producer` is paused while the caller does not keep up."""
+
+    def write(self, data: bytes) -> None:
+        """Send some of the answer that was begun."""
+
+    def finish(self) -> None:
+        """The answer that was begun is complete."""
+
+    def abort(self) -> None:
+        """Cut the answer that was begun, so that the caller can tell."""
+
 
 class Request:
     """A caller's request.
 
     `headers` has lower-case names; a repeated header's values are joined with a comma (RFC 9110, 5.2). `path` is as
-    sent, without the query. `arrived` is the clock's time when the head was complete. `lost` says that the caller is
-    gone, or was cut off; `last` that its connection (HTTP/1 only) takes no further request.
+    sent, without the query. `arrived` is the clock's time when the head was complete. `id`, and `common_headers` that
+    the answer has whatever it is, are the site's to set.
+
+    `lost`: the caller is gone, or was cut off. `last`: its connection (HTTP/1 only) takes no further request.
+    `responded`: the answer was begun. `streaming`: it was begun, and is neither complete nor cut.
     """
 
     __slots__ = (
@@ -51,6 +67,7 @@ class Request:
         "_size",
         "_waiting",
         "arrived",
+        "common_headers",
         "headers",
         "id",
         "last",
@@ -60,6 +77,7 @@ class Request:
         "peer",
         "responded",
         "secure",
+        "streaming",
         "version",
     )
 
@@ -84,7 +102,9 @@ class Request:
         self.secure = secure
         self.arrived = arrived
         self.id = ""
+        self.common_headers: HeaderList = []
         self.responded = False
+        self.streaming = False
         self._chunks: list[bytes] = []
         self._size = 0
         self._ended = False
@@ -121,15 +141,39 @@ class Request:
         self._waiting = Deferred(self._cancelled)
         return self._waiting
 
-    def respond(self, response: Response, headers: HeaderList) -> None:
+    def respond(self, response: Response) -> None:
         """Send the answer; nothing happens if the caller is gone or has one already."""
         if self.responded or self.lost:
             return
         self.responded = True
         self._chunks.clear()
         body = b"" if self.method == "HEAD" else response.body
-        head = [(b"content-type", response.content_type), *headers, *response.headers]
+        head = [(b"content-type", response.content_type), *self.common_headers, *response.headers]
         self._exchange.send(response.status, head, body, len(response.body))
+
+    def start(self, response: Response, producer: IPushProducer) -> None:
+        """Begin an answer that comes in pieces; `response` has its head. `producer` is paused while the caller lags."""
+        self.responded = self.streaming = True
+        self._chunks.clear()
+        head = [(b"content-type", response.content_type), *self.common_headers, *response.headers]
+        self._exchange.start(response.status, head, producer)
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the answer; nothing happens if the caller is gone."""
+        if self.streaming:
+            self._exchange.write(data)
+
+    def finish(self) -> None:
+        """The answer in pieces is complete."""
+        if self.streaming:
+            self.streaming = False
+            self._exchange.finish()
+
+    def abort(self) -> None:
+        """Cut the answer in pieces."""
+        if self.streaming:
+            self.streaming = False
+            self._exchange.abort()
 
     # What the connection tells the request.
 
@@ -155,7 +199,8 @@ class Request:
         """The caller is gone, or was cut off."""
         self.lost = True
         self._chunks.clear()
-        if self._on_lost is not None and not self.responded:
+        if self._on_lost is not None and (self.streaming or not self.responded):
+            self.streaming = False
             on_lost, self._on_lost = self._on_lost, None
             on_lost()
 

@@ -6,13 +6,14 @@ from typing import Any
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from ai_ticket.errors import InvalidParameter, ShuttingDown
+from ai_ticket.errors import ShuttingDown
 from ai_ticket.event import Completion, Event, EventLimits, parse_event
 from ai_ticket.interfaces import BackendState, Pipeline
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
 from ai_ticket.web.request import Request, Response
 from ai_ticket.web.site import DRAINING_RETRY_SECONDS, Route, json_response
+from ai_ticket.web.streaming import EventStream, Streamed
 
 
 class EventRoutes:
@@ -41,8 +42,8 @@ class EventRoutes:
         """The table."""
         return [Route("/event", {"POST": self.post_event})]
 
-    async def post_event(self, request: Request) -> Response:
-        """One event in, one completion out. What the head tells is refused before the body is read."""
+    async def post_event(self, request: Request) -> Response | Streamed:
+        """One event in, one completion out, whole or in pieces. What the head tells is refused before the body."""
         client = self._authenticator.authenticate(request)
         if self._draining():
             raise ShuttingDown(retry_after=DRAINING_RETRY_SECONDS)
@@ -50,9 +51,11 @@ class EventRoutes:
         self._require_size(request)
         body = await request.read_body(self._max_body_bytes)
         event = parse_event(body, self._limits)
+        deadline = request.arrived + self._request_timeout
         if event.stream:
-            raise InvalidParameter("stream: answers are not yet streamed; leave it out or set it to false")
-        completion = await self._pipeline.submit(event, client, request.arrived + self._request_timeout)
+            stream = EventStream(request, self._clock)
+            return await stream.answer(event, lambda sink: self._pipeline.submit(event, client, deadline, sink))
+        completion = await self._pipeline.submit(event, client, deadline)
         return json_response(_answer(completion, event, request.id))
 
     def _require_size(self, request: Request) -> None:

@@ -14,6 +14,7 @@ from ai_ticket.errors import DomainError, InternalError, InvalidRequest, Shuttin
 from ai_ticket.interfaces import Recorder
 from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body, error_headers, status_of
 from ai_ticket.web.request import HeaderList, Request, Response
+from ai_ticket.web.streaming import Streamed
 
 CLIENT_CLOSED_REQUEST = 499
 """Stands in logs and metrics where a caller left before the answer, as nginx has it."""
@@ -25,7 +26,7 @@ DRAINING_RETRY_SECONDS = 5.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response | Streamed]]
 
 
 class Route(Struct, frozen=True):
@@ -89,6 +90,8 @@ class Site:
         """Answer a request whose head is complete."""
         given = request.headers.get(b"x-request-id", b"")
         request.id = given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
+        common = self._secure_headers if request.secure else self._headers
+        request.common_headers = [(b"x-request-id", request.id.encode()), *common]
         self._in_flight[request] = None
         self._recorder.request_started()
         answering = Deferred.fromCoroutine(self._answer(request))
@@ -111,6 +114,7 @@ class Site:
 
     async def _answer(self, request: Request) -> None:
         route = self._routes.get(request.path)
+        response: Response | Streamed
         try:
             if route is None:
                 raise NotFound
@@ -125,11 +129,13 @@ class Site:
         if request.lost:
             self._finished(request, route, CLIENT_CLOSED_REQUEST)
             return
-        common = self._secure_headers if request.secure else self._headers
-        request.respond(response, [(b"x-request-id", request.id.encode()), *common])
-        self._finished(request, route, response.status)
+        if isinstance(response, Response):
+            request.respond(response)
+            self._finished(request, route, response.status)
+        else:
+            self._finished(request, route, response.status, response.error)
 
-    def _finished(self, request: Request, route: Route | None, status: int) -> None:
+    def _finished(self, request: Request, route: Route | None, status: int, error: str | None = None) -> None:
         self._in_flight.pop(request, None)
         name = route.path if route is not None else UNMATCHED
         method = request.method if request.method in _METHODS else "other"
@@ -144,6 +150,7 @@ class Site:
             request_id=request.id,
             peer=request.peer,
             http=request.version,
+            **({} if error is None else {"error": error}),
         )
 
     def _failed(self, failure: Failure, request: Request) -> None:

@@ -18,12 +18,15 @@ from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
 from ai_ticket.backend.server import ModelServer
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Message, Parameters, Usage
+from ai_ticket.interfaces import Sink
 
 EVENT = Event(
     [Message("system", "Be brief."), Message("user", "One"), Message("assistant", "1"), Message("user", "Two")],
     Parameters(max_tokens=60, temperature=0.5, top_p=0.9, top_k=5, min_p=0.1, seed=7, stop=["5"]),
 )
 CHAT, TEXT = "POST /v1/chat/completions", "POST /v1/completions"
+ABORT = "POST /api/extra/abort"
+ABORTED = recorded("koboldcpp/busy-abort.txt")
 NATIVE, WHOLE = "POST /api/extra/generate/stream", "POST /api/v1/generate"
 KOBOLD = {
     "GET /api/extra/version": recorded("koboldcpp/get-api_extra_version.txt"),
@@ -43,7 +46,7 @@ class World:
         keys = iter(f"key{n}" for n in range(100))
         self.backend = KoboldBackend(
             "host:5001",
-            ModelServer(self.server.http, self.clock, lambda: Location("http://host:5001", key)),
+            ModelServer(self.server.http, self.server.http, self.clock, lambda: Location("http://host:5001", key)),
             clock=self.clock,
             timeouts=BackendTimeouts(first_token, 30.0),
             slots=None,
@@ -53,8 +56,8 @@ class World:
     def probe(self) -> Any:
         return self.result(Deferred.fromCoroutine(self.backend.probe()))
 
-    def begin(self, event: Event = EVENT, deadline: float = 120.0) -> Deferred[Completion]:
-        answering = Deferred.fromCoroutine(self.backend.complete(event, deadline))
+    def begin(self, event: Event = EVENT, deadline: float = 120.0, sink: Sink | None = None) -> Deferred[Completion]:
+        answering = Deferred.fromCoroutine(self.backend.complete(event, deadline, sink))
         self.clock.advance(0)
         return answering
 
@@ -380,7 +383,166 @@ def test_silence_between_tokens() -> None:
 def test_a_server_that_keeps_the_connection_after_the_end() -> None:
     world = World({CHAT: Answer([OK + TOKEN + STOP + b"data: [DONE]\n\n"], ends=None)})
     assert world.complete().text == "hi"
+    assert not world.server.transports[0].lost
+    world.clock.advance(1.1)
     assert world.server.transports[0].lost
+
+
+class Taken:
+    """A `Sink` that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.producer: Any = None
+
+    def write(self, text: str) -> None:
+        self.texts.append(text)
+
+    def attach(self, producer: Any) -> None:
+        self.producer = producer
+
+
+def test_a_sink_gets_the_text_as_it_comes_and_the_completion_has_none() -> None:
+    world = World({CHAT: Answer([OK + TOKEN + TOKEN], ends=None)})
+    sink = Taken()
+    answering = world.begin(sink=sink)
+    assert sink.texts == ["hihi"], "what comes together is handed on together"
+    world.server.transports[0].protocol_.dataReceived(TOKEN)
+    assert sink.texts == ["hihi", "hi"]
+    world.server.transports[0].protocol_.dataReceived(STOP + b"data: [DONE]\n\n")
+    completion = world.result(answering)
+    assert (completion.text, completion.finish_reason) == ("", "stop")
+    world.clock.advance(2)
+
+
+def test_a_sink_that_is_full_stops_the_reading_and_in_the_end_the_generation() -> None:
+    world = World({**KOBOLD, CHAT: Answer([OK + TOKEN], ends=None), ABORT: ABORTED})
+    world.probe()
+    sink = Taken()
+    answering = world.begin(sink=sink)
+    transport = world.server.transports[-1]
+    sink.producer.pauseProducing()
+    assert transport.producerState == "paused"
+    sink.producer.resumeProducing()
+    assert transport.producerState == "producing"
+    sink.producer.pauseProducing()
+    world.clock.advance(31)
+    code, details = world.fault_of(answering)
+    assert (code, "caller did not read" in details) == ("deadline_exceeded", True)
+    assert transport.aborted
+    assert world.sent(ABORT) == {"genkey": "key0"}
+
+
+def test_a_fault_says_whether_some_of_the_answer_had_come() -> None:
+    for pieces, begun in (([OK], False), ([OK + TOKEN], True)):
+        world = World({CHAT: Answer(pieces)})
+        failures: list[Any] = []
+        world.begin().addErrback(failures.append)
+        assert failures[0].value.after_first_token is begun
+
+
+def test_cancelling_stops_the_generation_by_its_key() -> None:
+    for pieces in ([], [OK], [OK + TOKEN]):
+        world = World({**KOBOLD, CHAT: Answer(pieces, ends=None), ABORT: ABORTED})
+        world.probe()
+        answering = world.begin()
+        answering.addErrback(lambda _: None)
+        answering.cancel()
+        world.clock.advance(0)
+        assert world.sent(ABORT) == {"genkey": "key0"}
+        assert not world.clock.getDelayedCalls()
+
+
+def test_no_key_is_told_to_who_never_had_it() -> None:
+    world = World({**KOBOLD, ABORT: ABORTED})
+    world.probe()
+    world.server.never_connect()
+    answering = world.begin()
+    answering.addErrback(lambda _: None)
+    answering.cancel()
+    world.server.refusal = None
+    world.clock.advance(1)
+    assert ABORT not in world.posts()
+    llama = World({**LLAMA, CHAT: Answer([OK], ends=None)})
+    llama.probe()
+    answering = llama.begin()
+    answering.addErrback(lambda _: None)
+    answering.cancel()
+    llama.clock.advance(1)
+    assert llama.posts() == [CHAT]
+
+
+def test_requests_beside_the_generations_are_one_at_a_time() -> None:
+    world = World({**KOBOLD, CHAT: Answer([OK], ends=None), ABORT: Answer([], ends=None)})
+    world.probe()
+    for _ in range(3):
+        answering = world.begin()
+        answering.addErrback(lambda _: None)
+        answering.cancel()
+    world.clock.advance(0)
+    assert world.posts().count(ABORT) == 1
+    world.clock.advance(5.1)
+    assert world.posts().count(ABORT) == 2
+    for _ in range(3):
+        world.clock.advance(5.1)
+    assert not world.clock.getDelayedCalls()
+
+
+COUNT = "POST /api/extra/tokencount"
+LONG = Event([Message("user", "word " * 400)], Parameters(max_tokens=1000))
+
+
+def count(value: int) -> Answer:
+    return Answer([b'HTTP/1.0 200 OK\r\n\r\n{"value": %d, "ids": []}' % value])
+
+
+def test_a_prompt_that_can_not_fit_is_refused_with_both_numbers() -> None:
+    world = World({**KOBOLD, COUNT: count(1500), CHAT: recorded("koboldcpp/chat-stream-usage.txt")})
+    world.probe()
+    code, details = world.fault_of(world.begin(LONG))
+    assert code == "context_length_exceeded"
+    assert all(number in details for number in ("1500", "1000", "2048"))
+    assert world.posts() == [COUNT]
+    assert world.sent(COUNT) == {"messages": [{"role": "user", "content": "word " * 400}]}
+
+
+def test_a_default_of_max_tokens_is_lowered_to_fit() -> None:
+    world = World({**KOBOLD, COUNT: count(1500), CHAT: recorded("koboldcpp/chat-stream-usage.txt")})
+    world.probe()
+    world.complete(Event(LONG.messages, LONG.parameters, max_tokens_given=False))
+    assert world.sent(CHAT)["max_tokens"] == 548
+    full = World({**KOBOLD, COUNT: count(2048), CHAT: recorded("koboldcpp/chat-stream-usage.txt")})
+    full.probe()
+    assert full.fault_of(full.begin(Event(LONG.messages, LONG.parameters, max_tokens_given=False)))[0] == (
+        "context_length_exceeded"
+    )
+
+
+def test_what_fits_anyhow_is_not_counted() -> None:
+    world = World({**KOBOLD, COUNT: count(1), CHAT: recorded("koboldcpp/chat-stream-usage.txt")})
+    world.probe()
+    world.complete()
+    assert world.posts() == [CHAT]
+
+
+def test_a_server_that_does_not_count_has_the_last_word() -> None:
+    world = World({**KOBOLD, CHAT: recorded("koboldcpp/chat-stream-usage.txt")})
+    world.probe()
+    world.complete(LONG)
+    assert world.posts() == [COUNT, CHAT]
+
+
+def test_llamacpp_counts_with_its_template() -> None:
+    world = World(
+        {
+            **LLAMA,
+            "POST /apply-template": recorded("llamacpp/apply-template.txt"),
+            "POST /tokenize": Answer([b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps({"tokens": [1] * 1500}).encode()]),
+        }
+    )
+    world.probe()
+    assert world.fault_of(world.begin(LONG))[0] == "context_length_exceeded"
+    assert world.sent("POST /tokenize")["content"].startswith("<|im_start|>system")
 
 
 def test_cancelling_closes_the_connection() -> None:

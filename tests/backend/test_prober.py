@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 
 from ai_ticket.backend.prober import Prober
 from ai_ticket.event import Completion, Event
-from ai_ticket.interfaces import BackendState
+from ai_ticket.interfaces import BackendState, Sink
 
 
 class ProbedBackend:
@@ -18,7 +18,7 @@ class ProbedBackend:
         self.state = BackendState(name="b", up=False, slots=1)
         self.probes: list[Deferred[Any]] = []
 
-    async def complete(self, event: Event, deadline: float) -> Completion:
+    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
         raise NotImplementedError
 
     async def probe(self) -> BackendState:

@@ -67,11 +67,6 @@ def test_usage_is_null_where_it_is_not_known(surface: Surface) -> None:
     assert json.loads(post(surface, b'{"content": "x"}')[2])["usage"] is None
 
 
-def test_asking_for_a_stream_is_refused_clearly(surface: Surface) -> None:
-    status, _, body = post(surface, b'{"content": "x", "stream": true}')
-    assert (status, json.loads(body)["error"]) == (400, "invalid_parameter")
-
-
 @pytest.mark.parametrize(
     "header",
     [b"Authorization: bearer secret", b"Authorization: BEARER   other ", b"X-API-Key: secret", b"x-api-key: other"],

@@ -1,0 +1,70 @@
+"""Whether a prompt and its answer fit the model's context: KoboldCPP would cut the prompt without a word."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP
+from ai_ticket.backend.server import ModelServer
+from ai_ticket.errors import ContextLengthExceeded, DomainError
+from ai_ticket.event import Event
+from ai_ticket.interfaces import BackendState
+
+TOKENS_AROUND_A_MESSAGE = 16
+TOKENS_BEFORE_THE_FIRST = 256
+"""More than chat templates add: some begin with a system message of their own where the caller sends none."""
+
+
+class _Count(Struct):
+    value: int
+
+
+class _Prompt(Struct):
+    prompt: str
+
+
+class _Tokens(Struct):
+    tokens: list[int]
+
+
+async def fit(event: Event, server: ModelServer, state: BackendState, timeout: float) -> Event:
+    """The event, its `max_tokens` lowered to what fits where the caller named none.
+
+    A token stands for at least one byte, so most prompts are known to fit without asking the server to count.
+
+    @raise ContextLengthExceeded: it does not fit.
+    """
+    context = state.context_length
+    wanted = event.parameters.max_tokens
+    if context is None or _most_tokens(event) + wanted <= context:
+        return event
+    try:
+        prompt = await _count(event, server, state, timeout)
+    except DomainError:
+        return event  # the server has the last word
+    if prompt is None or prompt + wanted <= context:
+        return event
+    if event.max_tokens_given or prompt >= context:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt} tokens and max_tokens is {wanted}; the model's context has {context} for both"
+        )
+    return replace(event, parameters=replace(event.parameters, max_tokens=context - prompt))
+
+
+def _most_tokens(event: Event) -> int:
+    texts = sum(len(message.content.encode()) for message in event.messages)
+    return texts + TOKENS_BEFORE_THE_FIRST + TOKENS_AROUND_A_MESSAGE * len(event.messages)
+
+
+async def _count(event: Event, server: ModelServer, state: BackendState, timeout: float) -> int | None:
+    """The prompt's tokens by the server's own count, or None where it does not count."""
+    messages: dict[str, Any] = {"messages": msgspec.to_builtins(event.messages)}
+    if state.kind == KOBOLDCPP:
+        return (await server.ask("/api/extra/tokencount", messages, _Count, timeout)).value
+    if state.kind == LLAMACPP:
+        prompt = (await server.ask("/apply-template", messages, _Prompt, timeout)).prompt
+        asked = {"content": prompt, "add_special": True}
+        return len((await server.ask("/tokenize", asked, _Tokens, timeout)).tokens)
+    return None
