@@ -87,9 +87,11 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
     metrics_routes = [metrics_route(metrics.render, CONTENT_TYPE)]
+    pipeline = FifoPipeline(backend, reactor, settings.queue_limit)
+    metrics.watch_pipeline(lambda: pipeline.depth, lambda: pipeline.in_flight)
     events = EventRoutes(
         authenticator=authenticator,
-        pipeline=FifoPipeline(backend, reactor, settings.queue_limit),
+        pipeline=pipeline,
         clock=reactor,
         limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
         max_body_bytes=settings.max_body_bytes,

@@ -27,6 +27,16 @@ class FifoPipeline:
         self._running = 0
         self._service_seconds = _FIRST_GUESS_SECONDS
 
+    @property
+    def depth(self) -> int:
+        """Events that wait."""
+        return len(self._waiting)
+
+    @property
+    def in_flight(self) -> int:
+        """Events at the model server."""
+        return self._running
+
     async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation."""
         answering = Deferred.fromCoroutine(self._answer(event, deadline, sink))
