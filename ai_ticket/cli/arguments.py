@@ -28,7 +28,8 @@ The running service reads the file again by itself."""
 
 _ABOUT_SEND = """\
 Send one prompt to the service and print the completion, alone, on stdout. The prompt is sent as it is: JSON in it is
-text like any other. The address, the certificate to trust and the token are those of the service's own settings
+text like any other. With --stream it is printed as it comes; an answer that breaks off is an error, after the text
+that had come. The address, the certificate to trust and the token are those of the service's own settings
 (TLS_PORT, TLS_CERT_FILE, AI_TICKET_AUTH_TOKEN, AI_TICKET_AUTH_TOKEN_FILE), as far as the options don't say
 otherwise. A certificate must always be trusted and name the host."""
 
@@ -93,7 +94,12 @@ def _add_send_arguments(command: argparse.ArgumentParser) -> None:
     )
     _add_connection_arguments(command, timeout="the service's own deadline and 10 s")
     command.add_argument("--token-file", metavar="FILE", help="send the first token of this file")
-    command.add_argument("--json", action="store_true", help="print the whole answer or error as one line of JSON")
+    command.add_argument("--stream", action="store_true", help="print the completion as it comes")
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="print the whole answer or error as one line of JSON; with --stream, each piece as a line as it comes",
+    )
 
 
 def _add_connection_arguments(command: argparse.ArgumentParser, *, timeout: str) -> None:

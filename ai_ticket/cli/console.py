@@ -8,9 +8,9 @@ from ai_ticket.cli.outcome import CommandError
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def out(text: str) -> None:
-    """Write a result on stdout, byte for byte unless that is a terminal."""
-    print(printable(text) if sys.stdout.isatty() else text, flush=True)
+def out(text: str, *, end: str = "\n") -> None:
+    """Write a result, or a piece of one, on stdout at once, byte for byte unless that is a terminal."""
+    print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
 
 
 def say(text: str) -> None:

@@ -1,6 +1,7 @@
 """One HTTP exchange with the service, over treq and within one time limit."""
 
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -11,19 +12,20 @@ from treq.client import HTTPClient
 from twisted.internet import error as internet_error
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseDone, ResponseFailed
-from twisted.web.http import PotentialDataLoss
+from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFailed, ResponseFailed
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from ai_ticket import __version__
+from ai_ticket.cli.body import Fields, NotAnObject, parse, read, read_events
 from ai_ticket.cli.outcome import CommandError, ExitStatus
 from ai_ticket.cli.service import Service
 from ai_ticket.cli.trust import SystemAndMore, read_certificates
 
 _TRY_LATER = frozenset({429, 503, 504})
+_TRY_LATER_CODES = frozenset(  # those that have such a status where they come before a stream, not in it
+    {"overloaded", "shutting_down", "no_backend_available", "api_rate_limited", "rate_limited", "deadline_exceeded"}
+)
 _CONNECT_TIMEOUT = 10.0
 _NO_CONNECTION = (
     internet_error.ConnectError,
@@ -38,11 +40,11 @@ _NO_CONNECTION = (
 
 
 class Answer(Struct, frozen=True):
-    """What came back: always a JSON object, whatever the status."""
+    """What came back: always a JSON object, whatever the status; of a stream the object that ended it."""
 
     status: int
     headers: Headers
-    fields: dict[str, Any]
+    fields: Fields
 
     def to_json(self) -> str:
         """The object on one line."""
@@ -50,11 +52,13 @@ class Answer(Struct, frozen=True):
 
     def error(self, *, hint: str | None = None) -> CommandError:
         """The answer as an error, with the service's own account of it; `hint` goes with the details."""
+        code = _text(self.fields, "error")
         details = [text for text in (_text(self.fields, "details"), hint) if text]
+        later = self.status in _TRY_LATER or (self.status == 200 and code in _TRY_LATER_CODES)
         return CommandError(
-            _text(self.fields, "error") or f"http_{self.status}",
+            code or f"http_{self.status}",
             _text(self.fields, "message") or f"The service answered with HTTP status {self.status}.",
-            status=ExitStatus.TRY_LATER if self.status in _TRY_LATER else ExitStatus.FAILED,
+            status=ExitStatus.TRY_LATER if later else ExitStatus.FAILED,
             details="\n".join(details) or None,
             request_id=_text(self.fields, "request_id") or _header(self.headers, "X-Request-ID"),
             retry_after=_seconds(_header(self.headers, "Retry-After")),
@@ -82,11 +86,18 @@ def make_client(reactor: Any, service: Service) -> HTTPClient:
 
 
 async def exchange(
-    clock: IReactorTime, client: HTTPClient, service: Service, path: str, *, event: object = None
+    clock: IReactorTime,
+    client: HTTPClient,
+    service: Service,
+    path: str,
+    *,
+    event: object = None,
+    receive: Callable[[Fields], None] | None = None,
 ) -> Answer:
-    """POST the event, or GET where there is none.
+    """POST the event, or GET where there is none. `receive` gets the objects of a streamed answer, but not its error.
 
-    @raise CommandError: the service can't be reached or not in time, or what answered is not the service.
+    @raise CommandError: the service can't be reached or not in time, or what answered is not the service, or its
+        stream is cut.
     """
 
     def timed_out(result: object, seconds: float) -> NoReturn:
@@ -95,15 +106,18 @@ async def exchange(
         raise CommandError("timeout", message, status=ExitStatus.TRY_LATER)
 
     # treq's own time limit ends at the headers; this one has the body in it.
-    whole = Deferred.fromCoroutine(_exchange(client, service, path, event))
+    whole = Deferred.fromCoroutine(_exchange(client, service, path, event, receive))
     try:
         return await whole.addTimeout(service.timeout, clock, timed_out)
     except _NO_CONNECTION as error:
         raise _unreachable(error, service)
 
 
-async def _exchange(client: HTTPClient, service: Service, path: str, event: object) -> Answer:
-    headers = Headers({"Accept": ["application/json"], "User-Agent": [f"ai-ticket/{__version__}"]})
+async def _exchange(
+    client: HTTPClient, service: Service, path: str, event: object, receive: Callable[[Fields], None] | None
+) -> Answer:
+    accept = "application/json" if receive is None else "text/event-stream, application/json"
+    headers = Headers({"Accept": [accept], "User-Agent": [f"ai-ticket/{__version__}"]})
     if service.token is not None:
         headers.setRawHeaders("Authorization", [f"Bearer {service.token}"])
     body = None
@@ -118,45 +132,22 @@ async def _exchange(client: HTTPClient, service: Service, path: str, event: obje
         allow_redirects=False,  # the service has none, and a token is not for whoever a redirect names
         unbuffered=True,
     )
-    content = await _read(response)
     try:
-        fields = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
+        if receive is not None and response.code == 200 and _is_event_stream(response):
+            fields = await read_events(response, receive)
+        else:
+            fields = parse(await read(response))
+    except NotAnObject:
         raise _not_ours(response, service)
+    if fields is None:
+        message = f"The answer of {service.address} broke off before its end."
+        raise CommandError("stream_cut", message, request_id=_header(response.headers, "X-Request-ID"))
     return Answer(status=response.code, headers=response.headers, fields=fields)
 
 
-class _Body(Protocol):
-    """Collects a response's body."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-        self.finished: Deferred[bytes] = Deferred(self._cancel)
-
-    def dataReceived(self, data: bytes) -> None:
-        self.content += data
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.finished.called:
-            return
-        # PotentialDataLoss: the end of the connection was the end of the body. If it is cut it is no JSON.
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.finished.callback(bytes(self.content))
-        else:
-            self.finished.errback(reason)
-
-    def _cancel(self, finished: "Deferred[bytes]") -> None:
-        # Not abortConnection(), as readBody() does: what twisted.web gives us as a transport has none.
-        if self.transport is not None:
-            self.transport.loseConnection()
-
-
-def _read(response: IResponse) -> "Deferred[bytes]":
-    body = _Body()
-    response.deliverBody(body)
-    return body.finished
+def _is_event_stream(response: IResponse) -> bool:
+    kind = _header(response.headers, "Content-Type") or ""
+    return kind.partition(";")[0].strip().lower() == "text/event-stream"
 
 
 def _not_ours(response: IResponse, service: Service) -> CommandError:
@@ -200,7 +191,7 @@ def _tls_reasons(error: TLSError) -> str:
     return str(error) or type(error).__name__
 
 
-def _text(fields: dict[str, Any], name: str) -> str | None:
+def _text(fields: Fields, name: str) -> str | None:
     value = fields.get(name)
     return value if isinstance(value, str) else None
 
