@@ -68,6 +68,11 @@ class DeadlineExceeded(DomainError):
     default_message = "The answer did not come in time."
 
 
+class NoBackendAvailable(DomainError):
+    code = "no_backend_available"
+    default_message = "No model server is available at the moment."
+
+
 class ApiConnectionError(DomainError):
     code = "api_connection_error"
     default_message = "The connection to the model server failed."

@@ -1,30 +1,46 @@
 """Keeps what is known of a backend up to date, by asking it now and then."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ai_ticket.interfaces import Backend
+from ai_ticket.interfaces import BackendState
 
 UP_SECONDS = 10.0
 DOWN_SECONDS = 1.0
 JITTER = 0.2
 
 
+class Probed(Protocol):
+    """What of a `Backend` is needed for probing it."""
+
+    @property
+    def state(self) -> BackendState:
+        """What was last learnt of it, from memory."""
+
+    async def probe(self) -> BackendState:
+        """Ask the server what it is."""
+
+
 class Prober(Service):
-    """Probes a backend: every 10 s while it is up, every second while it is not, give or take a fifth."""
+    """Probes a backend: every 10 s while it is up, every second while it is not, give or take a fifth.
+
+    Where an event finds out in between that it is not up, the next probe comes within a second.
+    """
 
     _log = Logger()
 
-    def __init__(self, backend: Backend, clock: IReactorTime, random: Callable[[], float]):
+    def __init__(self, backend: Probed, clock: IReactorTime, random: Callable[[], float]):
         """@param random: a number from 0 to 1, for the jitter."""
         self._backend = backend
         self._clock = clock
         self._random = random
         self._next: IDelayedCall | None = None
+        self._due = 0.0
         self._probing: Deferred[None] | None = None
 
     def startService(self) -> None:
@@ -64,6 +80,18 @@ class Prober(Service):
 
     def _done(self, _: object) -> None:
         self._probing = None
+        seconds = UP_SECONDS if self._backend.state.up else DOWN_SECONDS
+        self._due = self._clock.seconds() + seconds * (1 + JITTER * (2 * self._random() - 1))
+        self._schedule()
+
+    def _schedule(self) -> None:
         if self.running:
-            seconds = UP_SECONDS if self._backend.state.up else DOWN_SECONDS
-            self._next = self._clock.callLater(seconds * (1 + JITTER * (2 * self._random() - 1)), self._probe)
+            left = self._due - self._clock.seconds()
+            self._next = self._clock.callLater(min(left, DOWN_SECONDS) if self._backend.state.up else left, self._look)
+
+    def _look(self) -> None:
+        self._next = None
+        if self._backend.state.up and self._clock.seconds() < self._due:
+            self._schedule()
+        else:
+            self._probe()

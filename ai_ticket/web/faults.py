@@ -29,6 +29,7 @@ STATUSES = {
     "api_response_structure_error": 502,
     "overloaded": 503,
     "shutting_down": 503,
+    "no_backend_available": 503,
     "api_rate_limited": 503,
     "deadline_exceeded": 504,
 }

@@ -66,3 +66,16 @@ def test_stopping_between_probes_and_twice() -> None:
     prober.stopService()
     prober.stopService()
     assert not clock.getDelayedCalls()
+
+
+def test_an_event_that_finds_it_down_brings_the_next_probe_forward() -> None:
+    clock, backend = Clock(), ProbedBackend()
+    prober = Prober(backend, clock, lambda: 0.5)
+    prober.startService()
+    backend.probes[0].callback(True)
+    clock.advance(2.5)
+    backend.state = replace(backend.state, up=False)
+    clock.advance(1)
+    assert len(backend.probes) == 2
+    prober.stopService()
+    assert not clock.getDelayedCalls()
