@@ -106,9 +106,8 @@ class World:
     def open(self, number: int) -> None:
         """Open the circuit of one server."""
         circuit = self.pool.members[number].circuit
-        for _ in range(CONSECUTIVE_FAILURES):
+        while circuit.state is not CircuitState.OPEN:
             circuit.failed(circuit.enter())
-        assert circuit.state is CircuitState.OPEN
 
     def settle(self) -> None:
         """Let go all that is under way, and let all time pass."""
