@@ -14,7 +14,7 @@ import msgspec
 from dotenv.parser import parse_stream
 from msgspec import Struct
 
-from ai_ticket.backend.address import parse_api_url
+from ai_ticket.backend.address import parse_api_urls, parse_passwords, parse_slots
 from ai_ticket.settings import NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
 
 ENV_FILE = "AI_TICKET_ENV_FILE"
@@ -148,16 +148,31 @@ def _contradictions(settings: Settings) -> list[str]:
                 "DEFAULT_MAX_TOKENS", settings.default_max_tokens, f"above MAX_TOKENS_LIMIT={settings.max_tokens_limit}"
             )
         )
-    try:
-        parse_api_url(settings.koboldcpp_api_url)
-    except ValueError as error:
-        found.append(problem("KOBOLDCPP_API_URL", settings.koboldcpp_api_url, str(error)))
+    found += _backend_contradictions(settings)
     tokens = settings.ai_ticket_auth_token, settings.ai_ticket_auth_token_file
     if settings.ai_ticket_auth and not any(tokens):
         found.append(
             "AI_TICKET_AUTH_TOKEN: no token is configured; set it or AI_TICKET_AUTH_TOKEN_FILE, "
             "or AI_TICKET_AUTH=off to let anyone in"
         )
+    return found
+
+
+def _backend_contradictions(settings: Settings) -> list[str]:
+    try:
+        ranks = parse_api_urls(settings.koboldcpp_api_url)
+    except ValueError as error:
+        return [problem("KOBOLDCPP_API_URL", settings.koboldcpp_api_url, str(error))]
+    count = sum(len(rank) for rank in ranks)
+    found = []
+    try:
+        parse_passwords(settings.koboldcpp_password, count)
+    except ValueError as error:
+        found.append(problem("KOBOLDCPP_PASSWORD", settings.koboldcpp_password, str(error)))
+    try:
+        parse_slots(settings.koboldcpp_slots, count)
+    except ValueError as error:
+        found.append(problem("KOBOLDCPP_SLOTS", settings.koboldcpp_slots, str(error)))
     return found
 
 

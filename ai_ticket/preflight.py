@@ -1,9 +1,10 @@
 """What of the settings can be wrong beyond their values: files that are not there, or do not fit."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 from ai_ticket.backend import model
-from ai_ticket.backend.address import parse_api_url
+from ai_ticket.backend.address import parse_api_urls
 from ai_ticket.backend.http_client import trust_root
 from ai_ticket.environment import problem, read_text
 from ai_ticket.settings import Settings
@@ -40,9 +41,8 @@ def _tokens(settings: Settings) -> Iterator[str]:
 
 
 def _backend(settings: Settings) -> Iterator[str]:
-    address = parse_api_url(settings.koboldcpp_api_url)
-    if address.url is None:
-        reason = model.problem(address.model_path)
+    for address in chain.from_iterable(parse_api_urls(settings.koboldcpp_api_url)):
+        reason = model.problem(address.model_path) if address.url is None else None
         if reason is not None:
             yield problem("KOBOLDCPP_API_URL", settings.koboldcpp_api_url, reason)
     if settings.koboldcpp_ca_file is not None:

@@ -54,13 +54,24 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     koboldcpp_api_url: Annotated[
         Text,
-        _help("address of the KoboldCPP-compatible server; `local:` for the bundled one, `local:/path/model.gguf`"),
+        _help(
+            "addresses of the KoboldCPP-compatible servers, `,` before a standby and a vertical bar between equals; "
+            "`local:` for the bundled one, `local:/path/model.gguf`"
+        ),
     ] = "http://localhost:5001/api"
-    koboldcpp_password: Annotated[str | None, _secret("key that the model server asks for")] = None
-    koboldcpp_slots: Annotated[
-        Annotated[int, Meta(ge=1, le=1024)] | None,
-        _help("generations at a time; unset: 1 for KoboldCPP, what the server says for llama.cpp"),
+    koboldcpp_password: Annotated[
+        str | None, _secret("key that the model servers ask for: one for all, or one for each, separated by commas")
     ] = None
+    koboldcpp_slots: Annotated[
+        Text | None,
+        _help(
+            "generations at a time: one number for all servers, or one for each, separated by commas; "
+            "unset: 1 for KoboldCPP, what the server says for llama.cpp"
+        ),
+    ] = None
+    koboldcpp_max_attempts: Annotated[
+        Annotated[int, Meta(ge=1, le=10)], _help("attempts at an event, on whichever servers; 1: no retries")
+    ] = 3
     koboldcpp_ca_file: Annotated[Text | None, _help("certificates to trust for an https model server, PEM")] = None
     koboldcpp_connect_timeout_seconds: Annotated[Seconds, _help("time for connecting to the model server")] = 5.0
     koboldcpp_first_token_timeout_seconds: Annotated[
@@ -85,7 +96,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 NOT_YET_IN_FORCE = frozenset(
     """
-    BATCH_LINGER_SECONDS BATCH_SIZE CORS_ALLOW_ORIGINS KOBOLDCPP_MAX_ATTEMPTS LOG_FORMAT LOG_PAYLOADS
+    BATCH_LINGER_SECONDS BATCH_SIZE CORS_ALLOW_ORIGINS LOG_FORMAT LOG_PAYLOADS
     MAX_BATCH_BODY_BYTES MAX_BATCH_EVENTS MAX_CONCURRENCY MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
     OTEL_EXPORTER_OTLP_ENDPOINT OTEL_SERVICE_NAME OTEL_TRACES_EXPORTER OTEL_TRACES_SAMPLER OTEL_TRACES_SAMPLER_ARG
     RATE_LIMIT_BACKEND RATE_LIMIT_BY RATE_LIMIT_MAX_CLIENTS RATE_LIMIT_REQUESTS RATE_LIMIT_WINDOW_SECONDS

@@ -14,12 +14,14 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.usage import Options as UsageOptions
 
 from ai_ticket import preflight
-from ai_ticket.backend.address import Location, parse_api_url
+from ai_ticket.backend.address import BackendAddress, Location, parse_api_urls, parse_passwords, parse_slots
 from ai_ticket.backend.http_client import make_http_client
 from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
 from ai_ticket.backend.local import LocalServer
 from ai_ticket.backend.model import model_file
+from ai_ticket.backend.pool import Pool
 from ai_ticket.backend.prober import Prober
+from ai_ticket.backend.retry import make_retry_policy
 from ai_ticket.backend.server import ModelServer
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
@@ -80,14 +82,14 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         token_file = TokenFile(settings.ai_ticket_auth_token_file, authenticator)
         token_file.load()
 
-    backend, children = _make_backend(settings, reactor, random)
+    pool, children = _make_pool(settings, reactor, random)
     timeouts = Timeouts(
         settings.header_timeout_seconds, settings.body_timeout_seconds, settings.keepalive_timeout_seconds
     )
     callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
     metrics_routes = [metrics_route(metrics.render, CONTENT_TYPE)]
-    pipeline = FifoPipeline(backend, reactor, settings.queue_limit)
+    pipeline = FifoPipeline(pool, reactor, settings.queue_limit)
     metrics.watch_pipeline(lambda: pipeline.depth, lambda: pipeline.in_flight)
     events = EventRoutes(
         authenticator=authenticator,
@@ -98,7 +100,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         request_timeout=settings.request_timeout_seconds,
         draining=lambda: service.draining,
     )
-    health = HealthRoutes(lambda: [backend.state], draining=lambda: service.draining)
+    health = HealthRoutes(lambda: pool.states, draining=lambda: service.draining)
 
     def make_site(routes: list[Any]) -> Site:
         return Site(
@@ -140,26 +142,12 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     return service
 
 
-def _make_backend(settings: Settings, reactor: Any, random: Random) -> tuple[KoboldBackend, list[Service]]:
-    address = parse_api_url(settings.koboldcpp_api_url)
+def _make_pool(settings: Settings, reactor: Any, random: Random) -> tuple[Pool, list[Service]]:
+    ranks = parse_api_urls(settings.koboldcpp_api_url)
+    count = sum(len(rank) for rank in ranks)
+    passwords = iter(parse_passwords(settings.koboldcpp_password, count))
+    slots = iter(parse_slots(settings.koboldcpp_slots, count))
     children: list[Service] = []
-    slots = settings.koboldcpp_slots
-    if address.url is None:
-        local = LocalServer(
-            processes=reactor,
-            clock=reactor,
-            model=model_file(address.model_path),
-            slots=slots or 1,
-            make_key=lambda: secrets.token_hex(32),
-            jitter=random.random,
-            environ={name: value for name, value in os.environ.items() if name not in variables()},
-        )
-        children.append(local)
-        locate: Callable[[], Location | None] = local.location
-    else:
-        location = Location(address.url, settings.koboldcpp_password)
-        locate = lambda: location  # noqa: E731
-
     http, kept_http = (
         make_http_client(
             reactor,
@@ -169,15 +157,48 @@ def _make_backend(settings: Settings, reactor: Any, random: Random) -> tuple[Kob
         )
         for keep in (False, True)
     )
-    backend = KoboldBackend(
-        address.name,
-        ModelServer(http, kept_http, reactor, locate),
+
+    def make_backend(address: BackendAddress) -> KoboldBackend:
+        password, own_slots = next(passwords), next(slots)
+        if address.url is None:
+            local = _make_local(address, own_slots, reactor, random)
+            children.append(local)
+            locate: Callable[[], Location | None] = local.location
+        else:
+            location = Location(address.url, password)
+            locate = lambda: location  # noqa: E731
+        return KoboldBackend(
+            address.name,
+            ModelServer(http, kept_http, reactor, locate),
+            clock=reactor,
+            timeouts=BackendTimeouts(
+                settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds
+            ),
+            slots=own_slots,
+            new_key=lambda: "AT" + secrets.token_hex(16),
+        )
+
+    pool = Pool(
+        [[make_backend(address) for address in rank] for rank in ranks],
         clock=reactor,
-        timeouts=BackendTimeouts(
-            settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds
+        random=random.random,
+        policy=make_retry_policy(
+            max_attempts=settings.koboldcpp_max_attempts,
+            silence_is_curable=settings.koboldcpp_first_token_timeout_seconds is not None,
+            random=random.random,
         ),
-        slots=slots,
-        new_key=lambda: "AT" + secrets.token_hex(16),
     )
-    children.append(Prober(backend, reactor, random.random))
-    return backend, children
+    children += [Prober(member, reactor, random.random) for member in pool.members]
+    return pool, children
+
+
+def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random: Random) -> LocalServer:
+    return LocalServer(
+        processes=reactor,
+        clock=reactor,
+        model=model_file(address.model_path),
+        slots=slots or 1,
+        make_key=lambda: secrets.token_hex(32),
+        jitter=random.random,
+        environ={name: value for name, value in os.environ.items() if name not in variables()},
+    )

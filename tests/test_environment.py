@@ -53,7 +53,8 @@ def test_every_setting_says_what_it_is() -> None:
         ("AI_TICKET_AUTH", "no", False),
         ("LOG_LEVEL", "debug", "DEBUG"),
         ("REQUEST_TIMEOUT_SECONDS", "1.5", 1.5),
-        ("KOBOLDCPP_SLOTS", "4", 4),
+        ("KOBOLDCPP_SLOTS", "4", "4"),
+        ("KOBOLDCPP_MAX_ATTEMPTS", "10", 10),
         ("KOBOLDCPP_PASSWORD", "a b$c", "a b$c"),
         ("QUEUE_LIMIT", "0", 0),
     ],
@@ -75,7 +76,15 @@ def test_values(name: str, text: str, value: Any) -> None:
         ("KOBOLDCPP_SLOTS", "0", "a whole number from 1 to 1024"),
         ("METRICS_NAMESPACE", "a-b", "text that matches"),
         ("KOBOLDCPP_API_URL", "nonsense", "http:// or https:// URL, or local:"),
-        ("KOBOLDCPP_API_URL", "http://a|http://b", "not yet supported"),
+        ("KOBOLDCPP_SLOTS", "1025", "a whole number from 1 to 1024"),
+        ("KOBOLDCPP_SLOTS", "two", "a whole number from 1 to 1024"),
+        ("KOBOLDCPP_SLOTS", "1,2", "has 2 entries for 1 server: give one for all, or one for each"),
+        ("KOBOLDCPP_MAX_ATTEMPTS", "0", "a whole number from 1 to 10"),
+        ("KOBOLDCPP_MAX_ATTEMPTS", "11", "a whole number from 1 to 10"),
+        ("KOBOLDCPP_API_URL", "http://a|nonsense", "'nonsense' must be an http:// or https:// URL, or local:"),
+        ("KOBOLDCPP_API_URL", "http://a,http://a:80/api", "a:80 is named twice"),
+        ("KOBOLDCPP_API_URL", "local:|local:/x.gguf", "local is named twice"),
+        ("KOBOLDCPP_API_URL", "http://a,", "an address between the separators is missing"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed(
@@ -84,6 +93,16 @@ def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed
     [line] = problems(**{name: text})
     assert line.startswith(f"{name}={text!r}: ")
     assert allowed in line
+
+
+def test_passwords_and_slots_go_with_the_servers() -> None:
+    three = "http://a|http://b,http://c"
+    for good in ({}, {"KOBOLDCPP_SLOTS": "2"}, {"KOBOLDCPP_SLOTS": "2,,3", "KOBOLDCPP_PASSWORD": "x,,"}):
+        assert loaded(KOBOLDCPP_API_URL=three, **good).settings.koboldcpp_api_url == three
+    assert problems(KOBOLDCPP_API_URL=three, KOBOLDCPP_SLOTS="1,2", KOBOLDCPP_PASSWORD="s3cret,s4cret") == [
+        "KOBOLDCPP_PASSWORD=(hidden): has 2 entries for 3 servers: give one for all, or one for each, in order",
+        "KOBOLDCPP_SLOTS='1,2': has 2 entries for 3 servers: give one for all, or one for each, in order",
+    ]
 
 
 def test_all_problems_are_told_at_once() -> None:

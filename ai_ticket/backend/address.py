@@ -1,9 +1,10 @@
-"""Where a model server is: what `KOBOLDCPP_API_URL` may say, taken apart."""
+"""Where the model servers are: what `KOBOLDCPP_API_URL` and the variables that go with it may say, taken apart."""
 
 from hyperlink import URL, URLParseError
 from msgspec import Struct
 
 LOCAL = "local:"
+MOST_SLOTS = 1024
 _API_SUFFIXES = (("api", "v1"), ("api",), ("v1",))
 
 
@@ -29,20 +30,79 @@ class Location(Struct, frozen=True):
         return f"Location({self.url!r})"
 
 
+def parse_api_urls(text: str) -> list[list[BackendAddress]]:
+    """Read all addresses: `,` between ranks, the preferred one first, `|` between the equals of a rank.
+
+    @raise ValueError: one of them can't be read, or is named twice.
+    """
+    texts = [rank.split("|") for rank in text.split(",")]
+    if texts == [[text]]:
+        return [[parse_api_url(text)]]
+    ranks = [[_one_of_several(address) for address in rank] for rank in texts]
+    names = [address.name for rank in ranks for address in rank]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named twice")
+    return ranks
+
+
+def _one_of_several(text: str) -> BackendAddress:
+    if not text.strip():
+        raise ValueError("an address between the separators is missing")
+    try:
+        return parse_api_url(text)
+    except ValueError as error:
+        raise ValueError(f"{text.strip()!r} {error}")
+
+
+def parse_passwords(text: str | None, count: int) -> list[str | None]:
+    """The password of each of so many servers; None where there is none.
+
+    @raise ValueError: there are neither one nor as many as servers.
+    """
+    # With a single server there is nothing to separate: its password may have commas.
+    return [text] if count == 1 else _one_for_each(text, count)
+
+
+def parse_slots(text: str | None, count: int) -> list[int | None]:
+    """The slots of each of so many servers; None for what the server says.
+
+    @raise ValueError: there are neither one nor as many as servers, or one is not a whole number in its bounds.
+    """
+    return [_slots(entry) for entry in _one_for_each(text, count)]
+
+
+def _slots(entry: str | None) -> int | None:
+    if entry is None:
+        return None
+    # isdecimal, because int() takes signs, blanks and underscores too.
+    if not (entry.isascii() and entry.isdecimal() and len(entry) <= 4 and 1 <= int(entry) <= MOST_SLOTS):
+        raise ValueError(f"must be a whole number from 1 to {MOST_SLOTS} for all servers, or one for each")
+    return int(entry)
+
+
+def _one_for_each(text: str | None, count: int) -> list[str | None]:
+    entries = [entry.strip() or None for entry in (text or "").split(",")]
+    if len(entries) == 1:
+        return entries * count
+    if len(entries) != count:
+        servers = "1 server" if count == 1 else f"{count} servers"
+        raise ValueError(f"has {len(entries)} entries for {servers}: give one for all, or one for each, in order")
+    return entries
+
+
 def parse_api_url(text: str) -> BackendAddress:
-    """Read an address, leaving out a trailing `/api`, `/api/v1` or `/v1`.
+    """Read one address, leaving out a trailing `/api`, `/api/v1` or `/v1`.
 
     @raise ValueError: it is not an http or https URL, nor `local:`.
     """
     text = text.strip()
     if text.startswith(LOCAL):
         return BackendAddress(name="local", url=None, model_path=text.removeprefix(LOCAL) or None)
-    if "," in text or "|" in text:
-        raise ValueError("more than one server is not yet supported")
     try:
         url = URL.from_text(text)
     except (URLParseError, ValueError) as error:
-        raise ValueError(f"not a URL: {error}")
+        raise ValueError(f"is not a URL: {error}")
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError("must be an http:// or https:// URL, or local:")
     if url.userinfo or url.query or url.fragment:
@@ -53,4 +113,4 @@ def parse_api_url(text: str) -> BackendAddress:
             path = path[: -len(suffix)]
             break
     host = f"[{url.host}]" if ":" in url.host else url.host
-    return BackendAddress(name=f"{host}:{url.port}", url=url.replace(path=path).to_text().rstrip("/"))
+    return BackendAddress(name=f"{host}:{url.port}".lower(), url=url.replace(path=path).to_text().rstrip("/"))

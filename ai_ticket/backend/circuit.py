@@ -47,7 +47,7 @@ class Circuit:
     def state(self) -> CircuitState:
         """Whether it is closed, half-open or open now."""
         self._cool()
-        return self._machine.state()
+        return self._core.state
 
     @property
     def closed_until(self) -> float:
@@ -57,13 +57,14 @@ class Circuit:
     def lets_through(self) -> bool:
         """Whether `enter` may be called."""
         self._cool()
-        return self._machine.lets_through()
+        return self._core.lets_through
 
     def enter(self) -> int:
         """Let something through.
 
         @return: a ticket to show when it has ended. What began before the circuit last changed proves nothing any more.
         """
+        self._cool()
         self._machine.enter()
         return self._core.epoch
 
@@ -94,18 +95,22 @@ class Circuit:
         self._machine.cool()
 
     def _cool(self) -> None:
-        if self._core.clock.seconds() >= self._core.until:
+        if self._core.state is CircuitState.OPEN and self._core.clock.seconds() >= self._core.until:
             self._machine.cool()
 
 
 @dataclass
 class _Core:
-    """What the states share."""
+    """What the states share. `state` and `lets_through` say which it is to those who ask, for each event several times:
+    asking the machine itself takes ten times as long.
+    """
 
     name: str
     clock: IReactorTime
     random: Callable[[], float]
 
+    state: CircuitState = CircuitState.CLOSED
+    lets_through: bool = True
     epoch: int = 0
     openings: int = 0
     until: float = 0.0
@@ -122,14 +127,17 @@ class _Core:
         failures = self.recent.count(False)
         return len(self.recent) >= RATE_LEAST and failures >= RATE_LIMIT * len(self.recent)
 
-    def forget(self) -> None:
+    def become(self, state: CircuitState, *, lets_through: bool) -> None:
+        """Begin anew in a state."""
+        self.state = state
+        self.lets_through = lets_through
         self.epoch += 1
         self.row_of_failures = 0
         self.recent.clear()
 
 
 class _Events(Protocol):
-    """What can happen to a circuit, and what it can be asked."""
+    """What can happen to a circuit."""
 
     def enter(self) -> None:
         """Something is let through."""
@@ -149,12 +157,6 @@ class _Events(Protocol):
     def cool(self) -> None:
         """There is reason enough for a trial."""
 
-    def lets_through(self) -> bool:
-        """Whether something may be let through."""
-
-    def state(self) -> CircuitState:
-        """For the metric."""
-
 
 def _build() -> Callable[[_Core], _Events]:
     builder = TypeMachineBuilder(_Events, _Core)
@@ -166,7 +168,7 @@ def _build() -> Callable[[_Core], _Events]:
     @closed.upon(_Events.trip).to(open_)
     @trying.upon(_Events.failed).to(open_)
     def open_up(machine: _Events, core: _Core) -> None:
-        core.forget()
+        core.become(CircuitState.OPEN, lets_through=False)
         back_off = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2.0 ** min(core.openings, 32))
         back_off *= (1 + core.random()) / 2
         core.openings += 1
@@ -175,14 +177,18 @@ def _build() -> Callable[[_Core], _Events]:
 
     @trying.upon(_Events.succeeded).to(closed)
     def close(machine: _Events, core: _Core) -> None:
-        core.forget()
+        core.become(CircuitState.CLOSED, lets_through=True)
         core.openings = 0
         _log.info("backend {backend}: circuit closed", backend=core.name)
 
-    @half_open.upon(_Events.enter).to(trying)
+    @open_.upon(_Events.cool).to(half_open)
     @trying.upon(_Events.abandoned).to(half_open)
-    def turn(machine: _Events, core: _Core) -> None:
-        core.forget()
+    def await_trial(machine: _Events, core: _Core) -> None:
+        core.become(CircuitState.HALF_OPEN, lets_through=True)
+
+    @half_open.upon(_Events.enter).to(trying)
+    def begin_trial(machine: _Events, core: _Core) -> None:
+        core.become(CircuitState.HALF_OPEN, lets_through=False)
 
     @closed.upon(_Events.succeeded).loop()
     def well(machine: _Events, core: _Core) -> None:
@@ -194,19 +200,10 @@ def _build() -> Callable[[_Core], _Events]:
 
     closed.upon(_Events.enter).loop().returns(None)
     closed.upon(_Events.abandoned).loop().returns(None)
-    open_.upon(_Events.cool).to(half_open).returns(None)
     for state in (closed, half_open, trying):
         state.upon(_Events.cool).loop().returns(None)
     for state in (open_, half_open, trying):
         state.upon(_Events.trip).loop().returns(None)
-    for state, number in (
-        (closed, CircuitState.CLOSED),
-        (open_, CircuitState.OPEN),
-        (half_open, CircuitState.HALF_OPEN),
-        (trying, CircuitState.HALF_OPEN),
-    ):
-        state.upon(_Events.state).loop().returns(number)
-        state.upon(_Events.lets_through).loop().returns(state in (closed, half_open))
     return builder.build()
 
 

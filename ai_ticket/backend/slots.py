@@ -158,6 +158,9 @@ class SlotTable:
         if self._waiting and not any(member.usable for member in self.members):
             self._waiting.pop(0).turn.errback(NoBackendAvailable(retry_after=self._retry_after()))
             return True
+        now = self._clock.seconds()
+        if not any(member.free(now) for member in self.members):
+            return False
         for waiter in self._waiting:
             member = self._choose(waiter.tried)
             if member is not None:
