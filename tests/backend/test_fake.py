@@ -343,7 +343,7 @@ def test_a_silent_stream_pins_its_thread_but_no_slot(world: FakeWorld) -> None:
     assert (caller.ended, world.fake.connections, world.fake.idle) == (None, 1, True)
 
 
-def test_a_connection_carries_one_request_and_a_half_close_is_an_end(world: FakeWorld) -> None:
+def test_a_connection_carries_one_request(world: FakeWorld) -> None:
     caller = world.connect()
     caller.transport.write(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n" * 2)  # type: ignore[union-attr]
     world.run()
