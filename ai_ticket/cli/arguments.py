@@ -40,6 +40,11 @@ service's; 3 unreachable; 75 no answer within --timeout."""
 _ABOUT_FETCH_MODEL = """\
 Download the model of the bundled local model server, unless it is there, and print its path on stdout."""
 
+_ABOUT_FAKE_BACKEND = """\
+Serve as KoboldCPP 1.115 does on the wire, without a model: it always says the same, in its own time, one request after
+the other. The address is printed on stdout. KOBOLDCPP_API_URL=http://127.0.0.1:5001 makes the service use it. It runs
+until it is interrupted."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser; what it returns has the name of the command's module as `module`."""
@@ -66,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     _add_connection_arguments(health, timeout="10 s")
     health.add_argument("--json", action="store_true", help="print the service's answer as one line of JSON")
     command("fetch-model", "fetch_model", "download the local model", _ABOUT_FETCH_MODEL)
+    fake = command("fake-backend", "fake_backend", "run a model server without a model", _ABOUT_FAKE_BACKEND)
+    _add_fake_backend_arguments(fake)
     return main
 
 
@@ -115,6 +122,39 @@ def _add_connection_arguments(command: argparse.ArgumentParser, *, timeout: str)
     )
 
 
+def _add_fake_backend_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="to listen on (default: %(default)s)")
+    command.add_argument(
+        "--port", metavar="N", type=_integer(0, 65_535), default=5001, help="default: %(default)s; 0: any that is free"
+    )
+    model = command.add_argument_group("the model")
+    model.add_argument(
+        "--tokens-per-second", metavar="X", type=_rate, default=70.0, help="its speed (default: 70; `inf`: all at once)"
+    )
+    model.add_argument(
+        "--first-token-seconds",
+        metavar="SECONDS",
+        type=_duration,
+        default=0.0,
+        help="how long it reads a prompt (default: 0; a stream's first token takes 0.35 s anyway)",
+    )
+    model.add_argument(
+        "--context", metavar="N", type=_integer(16, 16_777_216), default=2048, help="in tokens (default: %(default)s)"
+    )
+    said = model.add_mutually_exclusive_group()
+    said.add_argument("--echo", action="store_true", help="say the last message")
+    said.add_argument("--text", metavar="TEXT", help="say this")
+    server = command.add_argument_group("the server, as KoboldCPP's own options")
+    server.add_argument(
+        "--multiuser",
+        metavar="N",
+        type=_integer(0, 1_000_000),
+        default=10,
+        help="requests at a time: one runs, the others wait (default: %(default)s; 0: none waits)",
+    )
+    server.add_argument("--password", metavar="TEXT", help="ask for this key")
+
+
 def _number(text: str, accept: Callable[[float], bool], allowed: str) -> float:
     try:
         value = float(text)
@@ -131,6 +171,23 @@ def _finite(text: str) -> float:
 
 def _seconds(text: str) -> float:
     return _number(text, lambda value: 0 < value <= 86400, "a number of seconds above 0, up to 86400")
+
+
+def _duration(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= 86400, "a number of seconds from 0 to 86400")
+
+
+def _rate(text: str) -> float:
+    return _number(text, lambda value: value > 0, "a number above 0, or `inf`")
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
 
 
 def _pair(text: str) -> tuple[str, str]:

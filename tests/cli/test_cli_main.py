@@ -12,7 +12,7 @@ from ai_ticket.cli import main
 from ai_ticket.cli.outcome import CommandError, ExitStatus
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("check-config", "token", "send", "health", "fetch-model")
+COMMANDS = ("check-config", "token", "send", "health", "fetch-model", "fake-backend")
 
 
 def test_version(capsys):
@@ -48,6 +48,13 @@ def test_help_has_the_exit_statuses(command, capsys):
         ["send", "hi", "--metadata", "no-value"],
         ["send", "hi", "--metadata", "=no-key"],
         ["send", "hi", "--insecure"],
+        ["fake-backend", "--port", "65536"],
+        ["fake-backend", "--port", "-1"],
+        ["fake-backend", "--context", "x"],
+        ["fake-backend", "--tokens-per-second", "0"],
+        ["fake-backend", "--tokens-per-second", "nan"],
+        ["fake-backend", "--first-token-seconds", "-1"],
+        ["fake-backend", "--echo", "--text", "hi"],
     ],
 )
 def test_wrong_usage(arguments, capsys):

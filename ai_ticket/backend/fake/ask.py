@@ -1,4 +1,4 @@
-"""What a request asks of the model, read as KoboldCPP reads it: hardly checked, so that wrong types fail oddly. Pure."""
+"""What a request asks of the model, read as KoboldCPP reads it: hardly checked, so wrong types fail oddly. Pure."""
 
 import json
 from typing import Any

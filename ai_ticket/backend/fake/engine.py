@@ -108,8 +108,6 @@ class Engine:
         def ended(job: Job, outcome: Outcome) -> None:
             self.jobs.remove(job)
             self.outcomes[outcome] += 1
-            self._generations += 1
-            self._figures = self._measure(job)
             release()
 
         self._number += 1
@@ -124,6 +122,7 @@ class Engine:
             prompt_tokens=prompt_tokens,
             number=self._number,
             model=self.settings.model or "inactive",
+            generated=self._measure,
             ended=ended,
         )
         self.jobs.append(job)
@@ -214,14 +213,14 @@ class Engine:
             return ask.last
         return PASSAGE if self.settings.text is None else self.settings.text
 
-    def _measure(self, job: Job) -> _Figures:
+    def _measure(self, job: Job) -> None:
         tokens = job.produced()
-        rate = job.rate
-        return _Figures(
+        self._generations += 1
+        self._figures = _Figures(
             tokens=tokens,
             prompt_tokens=job.prompt_tokens,
             process_seconds=job.first_token,
-            eval_seconds=tokens / rate if rate != inf else 0.0,
+            eval_seconds=tokens / job.rate if job.rate != inf else 0.0,
             seed=job.ask.seed,
             stop_reason=job.plan.stop_reason if tokens == job.plan.tokens else 0,
         )

@@ -72,7 +72,11 @@ class Calls:
 
 
 class Job:
-    """A generation with its answer. It ends once, of which `ended` is told; the slot is then free."""
+    """A generation with its answer.
+
+    It ends once: `generated` is told when there will be no more tokens, and `ended` when the slot is free, which it is
+    a moment later.
+    """
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class Job:
         prompt_tokens: int,
         number: int,
         model: str,
+        generated: "Callable[[Job], None]",
         ended: "Callable[[Job, Outcome], None]",
     ):
         self.ask = ask
@@ -101,8 +106,10 @@ class Job:
         self.first_token = script.first_token
         self._script = script
         self._nothing_yet = wire.Made(number, model, "", "", prompt_tokens, 0)
+        self._generated = generated
         self._ended = ended
         self._aborted_at: int | None = None
+        self._done = False
         self._over = False
 
     def begin(self) -> None:
@@ -179,8 +186,14 @@ class Job:
 
     def _end(self, outcome: Outcome) -> None:
         if not self._over:
+            if not self._done:
+                self._stopped()
             self.kill()
             self._ended(self, outcome)
+
+    def _stopped(self) -> None:
+        self._done = True
+        self._generated(self)
 
     def _success(self) -> Outcome:
         return Outcome.FINISHED if self._aborted_at is None else Outcome.ABORTED
@@ -207,6 +220,7 @@ class Whole(Job):
             self._answer()
 
     def _answer(self) -> None:
+        self._stopped()
         body = self.ask.dialect.whole(self._made(), self._clock.seconds())
         length = len(body) + self._script.length_error
         self._connection.write(wire.head(200, "application/json", self._clock.seconds(), length=length) + body)
@@ -225,7 +239,6 @@ class Stream(Job):
     _sent = 0
     _paused = False
     _polling: IDelayedCall | None = None
-    _done = False
 
     def _start(self) -> None:
         super()._start()
@@ -270,10 +283,10 @@ class Stream(Job):
             self._connection.write(self.ask.dialect.event(self._nothing_yet, text, None, self._clock.seconds()))
 
     def _finish(self) -> None:
+        self._stopped()
         made, now, dialect = self._made(), self._clock.seconds(), self.ask.dialect
         self._connection.write(dialect.event(made, "", made.finish_reason, now))
         self._connection.write(dialect.trailer(made, now, usage=self.ask.usage))
-        self._done = True
         self._calls.later(self._pace.close, self._close)
 
     def _close(self) -> None:

@@ -16,6 +16,8 @@ from ai_ticket.backend.fake.jobs import Calls, Outcome
 from ai_ticket.backend.fake.script import HTML, Reply, Script
 
 THREADS = 24
+KEPT = 10_000
+"""Requests that are remembered, at the least."""
 
 
 class Seen(Struct, frozen=True):
@@ -48,7 +50,7 @@ class FakeKobold(Factory):
     @ivar settings: what it is set to; may be changed at any time.
     @ivar behaviour: what it does where no script was given.
     @ivar missing: ends of paths that it is to do without.
-    @ivar requests: what came.
+    @ivar requests: what came, the last of it.
     """
 
     noisy = False
@@ -154,6 +156,8 @@ class FakeKobold(Factory):
     def _handle(self, connection: Connection, request: Request) -> None:
         now, body = self._clock.seconds(), request.body
         self.requests.append(Seen(now, request.method, request.path, request.headers, body, parsed(body)))
+        if len(self.requests) > 2 * KEPT:
+            del self.requests[:-KEPT]
         script = self._script_for(request)
         if script.reply is not None:
             self._after(script.before_headers, self._send, connection, script.reply)

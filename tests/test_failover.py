@@ -1,0 +1,164 @@
+"""Two model servers behind the real daemon: one dies and comes back, callers leave in droves."""
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from daemon import AUTH, PATIENCE, Daemon, running, wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+class Fake:
+    """`ai-ticket fake-backend` in a process of its own, on a port that it keeps across restarts."""
+
+    def __init__(self, *options: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            self.port = found.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        command = [str(Path(sys.executable).parent / "ai-ticket"), "fake-backend", "--port", str(self.port)]
+        self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline()
+
+    def kill(self) -> None:
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait(PATIENCE)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def perf(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/api/extra/perf", timeout=PATIENCE, trust_env=False).json()
+        return found
+
+
+@contextmanager
+def fakes(count: int, *options: str) -> Iterator[list[Fake]]:
+    started = [Fake(*options) for _ in range(count)]
+    try:
+        yield started
+    finally:
+        for fake in started:
+            fake.kill()
+
+
+def gauge(daemon: Daemon, name: str) -> float:
+    text = httpx.get(f"http://127.0.0.1:{daemon.port('metrics')}/metrics", trust_env=False).text
+    found = re.search(rf"^ai_ticket_{name} ([0-9.e+]+)$", text, re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])
+
+
+async def stream(client: httpx.AsyncClient, number: int) -> tuple[int, list[Any], str | None]:
+    """A streamed event: its status, the data objects, and the code of an in-band error."""
+    event = {"content": f"number {number}", "stream": True, "parameters": {"max_tokens": 30}}
+    found: list[Any] = []
+    async with client.stream("POST", "/event", json=event, headers=AUTH) as answer:
+        if answer.status_code != 200:
+            return answer.status_code, [json.loads(await answer.aread())], None
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                found.append(json.loads(line[6:]))
+    return 200, found, found[-1].get("error") if found else "nothing"
+
+
+def test_a_model_server_that_is_killed_in_the_middle(tmp_path: Path) -> None:
+    """What had no token yet is answered by the other; what had is told so; nothing is lost, doubled or hangs."""
+    with (
+        fakes(2, "--tokens-per-second", "300") as (one, two),
+        running(tmp_path, KOBOLDCPP_API_URL=f"{one.url}|{two.url}", KOBOLDCPP_SLOTS="4") as daemon,
+    ):
+        daemon.ready()
+
+        async def run() -> list[tuple[int, list[Any], str | None]]:
+            gate = asyncio.Semaphore(8)
+            outcomes: list[Any] = [None] * 200
+            done = 0
+
+            async def one_event(client: httpx.AsyncClient, number: int) -> None:
+                nonlocal done
+                async with gate:
+                    outcomes[number] = await asyncio.wait_for(stream(client, number), PATIENCE)
+                    done += 1
+                    if done == 60:
+                        one.kill()
+
+            async with daemon.async_client() as client:
+                await asyncio.gather(*(one_event(client, number) for number in range(200)))
+            return outcomes
+
+        outcomes = asyncio.run(run())
+        assert len(outcomes) == 200
+        cut = 0
+        for status, objects, error in outcomes:
+            assert status == 200, objects
+            if error is None:
+                assert [found["done"] for found in objects].count(True) == 1
+                assert objects[-1]["done"]
+            else:
+                cut += 1
+                assert error in ("api_connection_error", "api_response_structure_error")
+                assert any(found.get("delta") for found in objects[:-1]), "it had a token"
+        assert cut <= 4, "no more than the slots of the one that died"
+        with daemon.client() as client:
+            report = client.get("/health").json()
+            assert report["status"] == "degraded"
+            assert client.get("/health/ready").status_code == 200
+            one.start()
+            wait_until(lambda: client.get("/health").json()["status"] == "healthy", "the return of the one that died")
+        for name in ("pipeline_queue_depth", "pipeline_in_flight"):
+            assert gauge(daemon, name) == 0
+
+        async def again() -> list[tuple[int, list[Any], str | None]]:
+            async with daemon.async_client() as client:
+                return list(await asyncio.gather(*(stream(client, number) for number in range(16))))
+
+        before = one.perf()["total_gens"]
+        assert all(error is None for _, _, error in asyncio.run(again()))
+        assert one.perf()["total_gens"] > before, "it is used again"
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+def test_a_hundred_callers_leave_at_random_moments(tmp_path: Path, http2: bool) -> None:
+    with (
+        fakes(1, "--tokens-per-second", "50") as (fake,),
+        running(tmp_path, KOBOLDCPP_API_URL=fake.url) as daemon,
+    ):
+        daemon.ready()
+        chance = random.Random(7)
+
+        async def leave(client: httpx.AsyncClient, number: int) -> None:
+            event = {"content": "x", "stream": number % 2 == 0, "parameters": {"max_tokens": 500}}
+            asking = asyncio.ensure_future(client.post("/event", json=event, headers=AUTH))
+            await asyncio.wait([asking], timeout=chance.uniform(0.0, 3.0))
+            asking.cancel()
+            await asyncio.wait([asking])
+
+        async def run() -> None:
+            async with daemon.async_client(http2=http2) as client:
+                await asyncio.gather(*(leave(client, number) for number in range(100)))
+
+        asyncio.run(run())
+        wait_until(
+            lambda: not gauge(daemon, "pipeline_queue_depth") + gauge(daemon, "pipeline_in_flight"), "an empty pipeline"
+        )
+        wait_until(lambda: fake.perf()["idle"] == 1 and fake.perf()["queue"] == 0, "an idle model server")
+        with daemon.client() as client:
+            event = {"content": "x", "parameters": {"max_tokens": 5}}
+            assert client.post("/event", json=event, headers=AUTH).status_code == 200
