@@ -16,24 +16,28 @@ from typing import Any
 
 import httpx
 import pytest
-from daemon import AUTH, PATIENCE, Daemon, running, wait_until
+from daemon import AUTH, PATIENCE, ROOT, Daemon, running, wait_until
 
 pytestmark = pytest.mark.e2e
 
 
-class Fake:
-    """`ai-ticket fake-backend` in a process of its own, on a port that it keeps across restarts."""
+AI_TICKET = str(Path(sys.executable).parent / "ai-ticket")
+SLOW = (AI_TICKET, "fake-backend", "--tokens-per-second", "50", "--port")
+QUICK = (sys.executable, str(ROOT / "tests/fake_process.py"))
 
-    def __init__(self, *options: str) -> None:
+
+class Fake:
+    """A fake KoboldCPP in a process of its own, on a port that it keeps across restarts."""
+
+    def __init__(self, command: tuple[str, ...]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as found:
             self.port = found.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._options = options
+        self._command = command
         self.start()
 
     def start(self) -> None:
-        command = [str(Path(sys.executable).parent / "ai-ticket"), "fake-backend", "--port", str(self.port)]
-        self._process = subprocess.Popen([*command, *self._options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen([*self._command, str(self.port)], stdout=subprocess.PIPE, cwd=ROOT)
         assert self._process.stdout is not None
         assert self._process.stdout.readline()
 
@@ -49,8 +53,8 @@ class Fake:
 
 
 @contextmanager
-def fakes(count: int, *options: str) -> Iterator[list[Fake]]:
-    started = [Fake(*options) for _ in range(count)]
+def fakes(count: int, command: tuple[str, ...]) -> Iterator[list[Fake]]:
+    started = [Fake(command) for _ in range(count)]
     try:
         yield started
     finally:
@@ -81,7 +85,7 @@ async def stream(client: httpx.AsyncClient, number: int) -> tuple[int, list[Any]
 def test_a_model_server_that_is_killed_in_the_middle(tmp_path: Path) -> None:
     """What had no token yet is answered by the other; what had is told so; nothing is lost, doubled or hangs."""
     with (
-        fakes(2, "--tokens-per-second", "300") as (one, two),
+        fakes(2, QUICK) as (one, two),
         running(tmp_path, KOBOLDCPP_API_URL=f"{one.url}|{two.url}", KOBOLDCPP_SLOTS="4") as daemon,
     ):
         daemon.ready()
@@ -137,7 +141,7 @@ def test_a_model_server_that_is_killed_in_the_middle(tmp_path: Path) -> None:
 @pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 def test_a_hundred_callers_leave_at_random_moments(tmp_path: Path, http2: bool) -> None:
     with (
-        fakes(1, "--tokens-per-second", "50") as (fake,),
+        fakes(1, SLOW) as (fake,),
         running(tmp_path, KOBOLDCPP_API_URL=fake.url) as daemon,
     ):
         daemon.ready()
