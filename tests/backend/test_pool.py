@@ -696,6 +696,7 @@ def test_nothing_is_lost_doubled_or_over_the_bounds(
     servers = [[Server(f"s:{next(names)}", slots) for slots in rank] for rank in ranks]
     world = World(*servers, jitter=jitter, silence=silence)
     cancelled: set[int] = set()
+    busy = 0
     for step, choice in steps:
         server = world.servers[choice % len(world.servers)]
         before = {one: len(one.running) for one in world.servers}
@@ -718,13 +719,16 @@ def test_nothing_is_lost_doubled_or_over_the_bounds(
         elif server.running and step in ("fail", "late"):
             error = ERRORS[choice % len(ERRORS)]()
             error.after_first_token = step == "late"
+            busy += isinstance(error, ApiRateLimited)
             server.fail(error, choice % len(server.running))
         for member, one in zip(world.pool.members, world.servers, strict=True):
             assert member.running == len(one.running)
             assert len(one.running) <= max(one.state.slots, before[one])
-    attempts = Counter(prompt for server in world.servers for prompt in server.taken)
     world.settle()
+    attempts = Counter(prompt for server in world.servers for prompt in server.taken)
     assert all(count <= 3 for count in attempts.values())
+    floor = max(FLOOR, 4 * len(world.servers)) * (1 + world.clock.seconds() / 3600)
+    assert sum(attempts.values()) - len(attempts) - busy <= len(world.submitted) / 10 + floor
     assert all(isinstance(world.outcome(number), CancelledError) for number in cancelled)
     completed = [found for [found] in world.outcomes.values() if isinstance(found, Completion)]
     assert all(found is COMPLETION for found in completed)
