@@ -73,6 +73,10 @@ class NoBackendAvailable(DomainError):
     default_message = "No model server is available at the moment."
 
 
+class CallerTooSlow(DeadlineExceeded):
+    default_message = "The answer was not read in time."
+
+
 class ApiConnectionError(DomainError):
     code = "api_connection_error"
     default_message = "The connection to the model server failed."

@@ -14,7 +14,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
-from ai_ticket.errors import ApiConnectionError, ApiResponseStructureError, DeadlineExceeded, DomainError
+from ai_ticket.errors import ApiConnectionError, ApiResponseStructureError, CallerTooSlow, DeadlineExceeded, DomainError
 
 LAST_SECONDS = 1.0
 """How long a body may go on after all that is wanted of it has come."""
@@ -130,8 +130,10 @@ class Body(Protocol):
     def _timed_out(self, seconds: float) -> None:
         self._silence = None
         if not self.finished.called:
-            who = "the caller did not read" if self._paused else "the model server was silent"
-            self.finished.errback(DeadlineExceeded(f"{who} for {seconds:g} s"))
+            if self._paused:
+                self.finished.errback(CallerTooSlow(f"nothing was read for {seconds:g} s"))
+            else:
+                self.finished.errback(DeadlineExceeded(f"the model server was silent for {seconds:g} s"))
         self._abort()
 
     def _end(self, failure: Failure | None) -> None:

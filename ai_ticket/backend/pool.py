@@ -16,6 +16,7 @@ from ai_ticket.errors import (
     ApiResponseFormatError,
     ApiResponseStructureError,
     ApiServerError,
+    CallerTooSlow,
     DeadlineExceeded,
     DomainError,
     NoBackendAvailable,
@@ -152,6 +153,8 @@ class Pool:
 
     def _verdict(self, error: DomainError, deadline: float) -> Verdict:
         """Whether a failed attempt is the backend's fault."""
+        if isinstance(error, CallerTooSlow):
+            return Verdict.NOTHING
         # At the event's own deadline, silence may mean no more than that the event had waited for long.
         silent = isinstance(error, DeadlineExceeded) and self._clock.seconds() < deadline
         return Verdict.FAILURE if silent or isinstance(error, _FAILURES) else Verdict.NOTHING

@@ -9,6 +9,9 @@ from ai_ticket.errors import DeadlineExceeded, Overloaded
 from ai_ticket.event import Completion, Event
 from ai_ticket.interfaces import Backend, Client, Sink
 
+PATIENCE_SECONDS = 0.5
+"""How long after an event's deadline the backend may take to say so."""
+
 _SMOOTHING = 0.2
 _FIRST_GUESS_SECONDS = 2.0
 
@@ -25,6 +28,7 @@ class FifoPipeline:
         self._queue_limit = queue_limit
         self._waiting: deque[Deferred[None]] = deque()
         self._running = 0
+        self._passing_on = False
         self._service_seconds = _FIRST_GUESS_SECONDS
 
     @property
@@ -39,23 +43,24 @@ class FifoPipeline:
 
     async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation."""
-        answering = Deferred.fromCoroutine(self._answer(event, deadline, sink))
-        answering.addTimeout(max(0.0, deadline - self._clock.seconds()), self._clock, onTimeoutCancel=_too_late)
-        return await answering
-
-    async def _answer(self, event: Event, deadline: float, sink: Sink | None) -> Completion:
-        await self._take_slot()
+        await self._take_slot(deadline)
         begun = self._clock.seconds()
+        generating = Deferred.fromCoroutine(self._backend.complete(event, deadline, sink))
+        # The backend keeps the deadline itself, and knows best what to say of it. This is for one that does not.
+        generating.addTimeout(deadline - begun + PATIENCE_SECONDS, self._clock, onTimeoutCancel=_too_late)
         try:
-            completion = await self._backend.complete(event, deadline, sink)
+            completion = await generating
         finally:
             self._release_slot()
         seconds = self._clock.seconds() - begun
         self._service_seconds += _SMOOTHING * (seconds - self._service_seconds)
         return completion
 
-    async def _take_slot(self) -> None:
-        if self._running < self._slots():
+    async def _take_slot(self, deadline: float) -> None:
+        left = deadline - self._clock.seconds()
+        if left <= 0:
+            raise DeadlineExceeded
+        if self._running < self._slots() and not self._waiting:
             self._running += 1
             return
         if len(self._waiting) >= self._queue_limit:
@@ -63,14 +68,25 @@ class FifoPipeline:
             raise Overloaded(f"{len(self._waiting)} events are waiting", retry_after=turns * self._service_seconds)
         turn: Deferred[None] = Deferred(self._waiting.remove)
         self._waiting.append(turn)
+        turn.addTimeout(left, self._clock, onTimeoutCancel=_too_late)
         await turn
 
     def _release_slot(self) -> None:
-        """Pass the slot on, or those that have come free."""
+        """Pass the slot on, or those that have come free.
+
+        Events that fail at once release theirs within the turn that they are given, so that is not done in there:
+        a long queue would overflow the stack.
+        """
         self._running -= 1
-        while self._waiting and self._running < self._slots():
-            self._running += 1
-            self._waiting.popleft().callback(None)
+        if self._passing_on:
+            return
+        self._passing_on = True
+        try:
+            while self._waiting and self._running < self._slots():
+                self._running += 1
+                self._waiting.popleft().callback(None)
+        finally:
+            self._passing_on = False
 
     def _slots(self) -> int:
         return self._backend.state.slots

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from ai_ticket.errors import ApiServerError, DeadlineExceeded, Overloaded
 from ai_ticket.event import Completion, Event, Message, Parameters
-from ai_ticket.interfaces import Client
+from ai_ticket.interfaces import BackendState, Client, Sink
 from ai_ticket.pipeline.fifo import FifoPipeline
 
 CLIENT = Client("k", None, "192.0.2.1")
@@ -127,6 +127,35 @@ def test_a_deadline_while_running_stops_the_generation() -> None:
     second = world.submit(1)
     world.finish(1)
     assert outcome(second) is Completion
+
+
+class RefusingBackend:
+    """A `Backend` that fails at once."""
+
+    state = BackendState(name="b", up=True, slots=1)
+
+    def __init__(self) -> None:
+        self.gate: Deferred[None] | None = Deferred()
+
+    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+        if self.gate is not None:
+            await self.gate
+        raise ApiServerError
+
+    async def probe(self) -> BackendState:
+        return self.state
+
+
+def test_a_long_queue_that_fails_at_once_does_not_overflow_the_stack() -> None:
+    clock, backend = Clock(), RefusingBackend()
+    pipeline = FifoPipeline(backend, clock, 5000)
+    submitted = [Deferred.fromCoroutine(pipeline.submit(event(0), CLIENT, 100.0)) for _ in range(5000)]
+    gate, backend.gate = backend.gate, None
+    assert gate is not None
+    gate.callback(None)
+    assert {outcome(one) for one in submitted} == {ApiServerError}
+    assert (pipeline.depth, pipeline.in_flight) == (0, 0)
+    assert not clock.getDelayedCalls()
 
 
 def test_a_caller_who_leaves() -> None:
