@@ -7,16 +7,21 @@ import random
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
 import httpx
 import pytest
-from daemon import AUTH, PATIENCE, ROOT, Daemon, running, wait_until
+from daemon import AUTH, PATIENCE, ROOT, TOKEN, Daemon, running, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -138,30 +143,79 @@ def test_a_model_server_that_is_killed_in_the_middle(tmp_path: Path) -> None:
         assert one.perf()["total_gens"] > before, "it is used again"
 
 
+async def leave_http1(daemon: Daemon, number: int, seconds: float) -> None:
+    """Ask on a connection of its own, and close it."""
+    _, writer = await open_connection(daemon, "http/1.1")
+    body = event_to_leave(number)
+    head = f"POST /event HTTP/1.1\r\nHost: x\r\nX-API-Key: {TOKEN}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await asyncio.sleep(seconds)
+    writer.transport.abort()
+
+
+class Http2Callers:
+    """Callers that share one connection, and each reset their stream."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self._h2.initiate_connection()
+        self._writer = writer
+
+    async def leave(self, number: int, seconds: float) -> None:
+        await asyncio.sleep(seconds / 3)
+        stream = self._h2.get_next_available_stream_id()
+        head = [(":method", "POST"), (":path", "/event"), (":scheme", "https"), (":authority", "x")]
+        self._h2.send_headers(stream, [*head, ("x-api-key", TOKEN), ("content-type", "application/json")])
+        self._h2.send_data(stream, event_to_leave(number), end_stream=True)
+        self._writer.write(self._h2.data_to_send())
+        await asyncio.sleep(seconds)
+        with suppress(h2.exceptions.ProtocolError):  # it may have been answered
+            self._h2.reset_stream(stream)
+        self._writer.write(self._h2.data_to_send())
+
+    async def read(self, reader: asyncio.StreamReader) -> None:
+        while data := await reader.read(65_536):
+            for event in self._h2.receive_data(data):
+                if isinstance(event, h2.events.DataReceived) and event.stream_id is not None:
+                    with suppress(h2.exceptions.ProtocolError):
+                        self._h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+
+
+async def open_connection(daemon: Daemon, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    context = ssl.create_default_context(cafile=str(daemon.certificates.ca))
+    context.set_alpn_protocols([protocol])
+    return await asyncio.open_connection("127.0.0.1", daemon.port("https"), ssl=context, server_hostname="localhost")
+
+
+def event_to_leave(number: int) -> bytes:
+    return json.dumps({"content": "x", "stream": number % 2 == 0, "parameters": {"max_tokens": 500}}).encode()
+
+
 @pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
 def test_a_hundred_callers_leave_at_random_moments(tmp_path: Path, http2: bool) -> None:
-    with (
-        fakes(1, SLOW) as (fake,),
-        running(tmp_path, KOBOLDCPP_API_URL=fake.url) as daemon,
-    ):
+    """Within moments nothing runs and nothing waits, here and at the model server."""
+    chance = random.Random(7)
+    moments = [chance.uniform(0.0, 3.0) for _ in range(100)]
+    with fakes(1, SLOW) as (fake,), running(tmp_path, KOBOLDCPP_API_URL=fake.url) as daemon:
         daemon.ready()
-        chance = random.Random(7)
-
-        async def leave(client: httpx.AsyncClient, number: int) -> None:
-            event = {"content": "x", "stream": number % 2 == 0, "parameters": {"max_tokens": 500}}
-            asking = asyncio.ensure_future(client.post("/event", json=event, headers=AUTH))
-            await asyncio.wait([asking], timeout=chance.uniform(0.0, 3.0))
-            asking.cancel()
-            await asyncio.wait([asking])
 
         async def run() -> None:
-            async with daemon.async_client(http2=http2) as client:
-                await asyncio.gather(*(leave(client, number) for number in range(100)))
+            if not http2:
+                await asyncio.gather(*(leave_http1(daemon, number, moments[number]) for number in range(100)))
+                return
+            reader, writer = await open_connection(daemon, "h2")
+            callers = Http2Callers(writer)
+            reading = asyncio.ensure_future(callers.read(reader))
+            await asyncio.gather(*(callers.leave(number, moments[number]) for number in range(100)))
+            await asyncio.sleep(1.0)
+            for name in ("pipeline_queue_depth", "pipeline_in_flight"):
+                assert gauge(daemon, name) == 0, "the connection is still open"
+            reading.cancel()
+            writer.transport.abort()
 
         asyncio.run(run())
-        wait_until(
-            lambda: not gauge(daemon, "pipeline_queue_depth") + gauge(daemon, "pipeline_in_flight"), "an empty pipeline"
-        )
+        for name in ("pipeline_queue_depth", "pipeline_in_flight"):
+            wait_until(lambda name=name: gauge(daemon, name) == 0, name)  # type: ignore[misc]
         wait_until(lambda: fake.perf()["idle"] == 1 and fake.perf()["queue"] == 0, "an idle model server")
         with daemon.client() as client:
             event = {"content": "x", "parameters": {"max_tokens": 5}}
