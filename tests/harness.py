@@ -20,6 +20,7 @@ from twisted.web.client import Agent
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
+from ai_ticket.backend.body import remember_end
 from ai_ticket.event import Completion, Event, Usage
 from ai_ticket.interfaces import BackendState, Client, Sink
 from ai_ticket.web.connections import Connection, Connections, Listener, Timeouts
@@ -220,7 +221,7 @@ class _Endpoint:
         transport = ServerTransport(self._server, protocol)
         self._server.transports.append(transport)
         protocol.makeConnection(transport)
-        return succeed(protocol)
+        return succeed(remember_end(protocol))
 
 
 def _failed(error: Exception) -> Deferred[Any]:

@@ -61,6 +61,7 @@ class Body(Protocol):
         self._received = received
         self._idle = idle
         self._over = False
+        self._connection: Any = None
         self._paused = False
         self.finished: Deferred[None] = Deferred(self._cancelled)
         self._silence: IDelayedCall | None = clock.callLater(max(0.0, first), self._timed_out, first)
@@ -115,10 +116,16 @@ class Body(Protocol):
     def stopProducing(self) -> None:
         """Whoever takes the text is gone; what waits for `finished` cancels it."""
 
+    def connectionMade(self) -> None:
+        """The body begins."""
+        self._connection = getattr(self.transport, "_producer", None)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The body has ended, or the connection has."""
         self._over = True
-        if reason.check(ResponseDone, PotentialDataLoss):
+        if reason.check(PotentialDataLoss) and _broke(self._connection):
+            self._end(Failure(ApiConnectionError("the connection broke")))
+        elif reason.check(ResponseDone, PotentialDataLoss):
             self._end(None)
         else:
             self._end(Failure(connection_error(reason.value)))
@@ -148,6 +155,27 @@ class Body(Protocol):
             self._silence.cancel()
             self._silence = None
         abort_connection(self.transport)
+
+
+def remember_end(protocol: Any) -> Any:
+    """Have a connection's transport remember why it ended.
+
+    Twisted's client says `PotentialDataLoss` of every body that ends with its connection, as KoboldCPP's all do,
+    whether it was closed or reset.
+    """
+    lost = protocol.connectionLost
+
+    def connection_lost(reason: Failure) -> None:
+        protocol.transport.lost_reason = reason
+        lost(reason)
+
+    protocol.connectionLost = connection_lost
+    return protocol
+
+
+def _broke(connection: Any) -> bool:
+    reason: Failure | None = getattr(connection, "lost_reason", None)
+    return reason is not None and reason.check(ConnectionLost, SSL.Error) is not None
 
 
 def abort_connection(transport: Any) -> None:

@@ -308,7 +308,7 @@ STOP = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n'
             Answer([b"HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n"]),
             "api_response_format_error",
         ),
-        (Answer([OK + TOKEN], ends=ConnectionLost()), "api_response_structure_error"),
+        (Answer([OK + TOKEN], ends=ConnectionLost()), "api_connection_error"),
         (Answer([], ends=ConnectionLost()), "api_connection_error"),
         (Answer([], ends=SSL.Error([])), "api_connection_error"),
         (Answer([OK.replace(b"\r\n\r\n", b"\r\ncontent-length: 999\r\n\r\n") + TOKEN]), "api_response_structure_error"),
