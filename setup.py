@@ -54,6 +54,7 @@ setup(
         "httptools>=0.9",
         "hyperframe>=6.1",
         "hyperlink>=21.0",
+        "idna>=3.20",
         "msgspec>=0.22",
         "prometheus-client>=0.26",
         "pyOpenSSL>=26.4",

@@ -73,7 +73,8 @@ def load(environ: Mapping[str, str]) -> Loaded:
 def problem(name: str, value: object, reason: str) -> str:
     """One line about a value that can't be used; a secret's value is not shown."""
     variable = variables().get(name)
-    shown = "(hidden)" if variable is not None and variable.secret else repr(value)
+    hidden = (variable is not None and variable.secret) or "@" in str(value)  # an address with a password in it
+    shown = "(hidden)" if hidden else repr(value)
     return f"{name}={shown}: {reason}"
 
 
@@ -104,7 +105,7 @@ def read_text(path: str) -> str:
 
     @raise OSError: it can't be read. @raise ValueError: it is too large or not UTF-8.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         text = file.read(LARGEST_FILE + 1)
     if len(text) > LARGEST_FILE:
         raise ValueError(f"larger than {LARGEST_FILE} bytes")
@@ -142,29 +143,17 @@ def _convert(variable: Variable, text: str) -> Any:
 def _contradictions(settings: Settings) -> list[str]:
     """What is wrong with values that are each well formed."""
     found = []
-    if settings.default_max_tokens > settings.max_tokens_limit:
-        found.append(
-            problem(
-                "DEFAULT_MAX_TOKENS", settings.default_max_tokens, f"above MAX_TOKENS_LIMIT={settings.max_tokens_limit}"
-            )
-        )
-    found += _backend_contradictions(settings)
     tokens = settings.ai_ticket_auth_token, settings.ai_ticket_auth_token_file
     if settings.ai_ticket_auth and not any(tokens):
         found.append(
             "AI_TICKET_AUTH_TOKEN: no token is configured; set it or AI_TICKET_AUTH_TOKEN_FILE, "
             "or AI_TICKET_AUTH=off to let anyone in"
         )
-    return found
-
-
-def _backend_contradictions(settings: Settings) -> list[str]:
     try:
         ranks = parse_api_urls(settings.koboldcpp_api_url)
     except ValueError as error:
-        return [problem("KOBOLDCPP_API_URL", settings.koboldcpp_api_url, str(error))]
+        return [*found, problem("KOBOLDCPP_API_URL", settings.koboldcpp_api_url, str(error))]
     count = sum(len(rank) for rank in ranks)
-    found = []
     try:
         parse_passwords(settings.koboldcpp_password, count)
     except ValueError as error:

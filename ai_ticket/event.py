@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from ai_ticket import strictjson
-from ai_ticket.content import Message, Options, absent, read_content, where
+from ai_ticket.content import Message, Options, absent, read_content
 from ai_ticket.errors import (
     InvalidInputFormat,
     InvalidParameter,
@@ -99,7 +99,8 @@ _OPTION_TYPES: dict[str, tuple[Any, str]] = {
         "a non-empty string, or 1 to 16 of them",
     ),
 }
-_METADATA = Annotated[dict[str, str | None], Meta(max_length=16)]
+_METADATA = dict[str, str | None]
+MOST_METADATA = 16
 
 
 def parse_event(body: bytes, limits: EventLimits) -> Event:
@@ -122,6 +123,8 @@ def parse_event(body: bytes, limits: EventLimits) -> Event:
     metadata = _read_field(envelope.metadata, _METADATA, "metadata", "must be an object of up to 16 string values")
     if metadata is not None:
         metadata = {key: value for key, value in metadata.items() if value is not None}
+        if len(metadata) > MOST_METADATA:
+            raise InvalidParameter("metadata must be an object of up to 16 string values")
     event = Event(messages, parameters, max_tokens_given, bool(stream), metadata)
     if marked:
         _refuse_lone_surrogates(event)
@@ -143,6 +146,7 @@ def _decode_envelope(body: bytes) -> _Envelope:
     try:
         return strictjson.decode(body, _Envelope)
     except msgspec.ValidationError:
+        strictjson.decode(body, Raw)  # at the first byte it is clear that it is no object, but not that it is JSON
         raise InvalidInputFormat
 
 
@@ -150,7 +154,7 @@ def _read_parameters(envelope: _Envelope, inner: Options | None, limits: EventLi
     try:
         outer = _StrictOptions() if absent(envelope.parameters) else _decode_options(envelope.parameters)
     except msgspec.ValidationError as error:
-        raise InvalidParameter(where(error, "parameters"))
+        raise InvalidParameter(_unknown_parameter(str(error)))
     values: dict[str, Any] = {}
     for source, path in ((outer, "parameters"), (inner, "content")):
         if source is None:
@@ -162,6 +166,12 @@ def _read_parameters(envelope: _Envelope, inner: Options | None, limits: EventLi
     given = "max_tokens" in values
     values.setdefault("max_tokens", min(limits.default_max_tokens, limits.max_tokens))
     return Parameters(**values), given
+
+
+def _unknown_parameter(message: str) -> str:
+    """Name the path of the parameter that msgspec calls an unknown field, or say what `parameters` must be."""
+    name = message.partition("unknown field `")[2].rpartition("`")[0]
+    return f"parameters.{name[:64]} is not a parameter" if name else "parameters must be an object"
 
 
 def _decode_options(raw: Raw | UnsetType) -> Options:

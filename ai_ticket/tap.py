@@ -200,5 +200,7 @@ def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random
         slots=slots or 1,
         make_key=lambda: secrets.token_hex(32),
         jitter=random.random,
-        environ={name: value for name, value in os.environ.items() if name not in variables()},
+        environ={name: value for name, value in os.environ.items() if name not in variables()}
+        # llama.cpp's threads else spin while they wait for each other: on a busy machine that took ten times as long.
+        | {"OMP_WAIT_POLICY": "passive"},
     )

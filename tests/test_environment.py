@@ -109,8 +109,14 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(problems(TLS_PORT="x", QUEUE_LIMIT="-1", METRICS_ON_TLS="?")) == 3
 
 
-def test_what_does_not_fit_together() -> None:
-    assert "MAX_TOKENS_LIMIT=100" in problems(MAX_TOKENS_LIMIT="100")[0]
+def test_a_limit_below_the_default_is_no_contradiction() -> None:
+    """The default is then as much as the limit allows."""
+    assert loaded(MAX_TOKENS_LIMIT="100").settings.max_tokens_limit == 100
+
+
+def test_an_address_with_a_password_in_it_is_not_shown() -> None:
+    [line] = problems(KOBOLDCPP_API_URL="http://user:sesame@host")
+    assert "sesame" not in line
 
 
 def test_no_token_no_start() -> None:

@@ -195,6 +195,16 @@ def test_64_levels_pass() -> None:
     assert texts(b'{"content": "x", "y": ' + b"[" * 63 + b"]" * 63 + b"}") == [("user", "x")]
 
 
+@pytest.mark.parametrize("body", ["[1", "5 5", "[NaN]", "true x", '"a', "nul"])
+def test_what_begins_like_another_value_but_is_no_json(body: str) -> None:
+    assert fault(body)[0] == "invalid_request"
+
+
+def test_an_unknown_parameter_is_named_by_its_path_and_not_at_length() -> None:
+    assert fault({"content": "x", "parameters": {"temprature": 1}})[1] == "parameters.temprature is not a parameter"
+    assert len(fault({"content": "x", "parameters": {"a" * 10_000: 1}})[1]) < 100
+
+
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_is_its_own_prompt_or_has_none(text: str) -> None:
     body = {"content": text}

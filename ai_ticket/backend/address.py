@@ -1,7 +1,10 @@
 """Where the model servers are: what `KOBOLDCPP_API_URL` and the variables that go with it may say, taken apart."""
 
+import idna
 from hyperlink import URL, URLParseError
 from msgspec import Struct
+
+from ai_ticket.urls import request_url
 
 LOCAL = "local:"
 MOST_SLOTS = 1024
@@ -107,6 +110,13 @@ def parse_api_url(text: str) -> BackendAddress:
         raise ValueError("must be an http:// or https:// URL, or local:")
     if url.userinfo or url.query or url.fragment:
         raise ValueError("may not hold a user, a query or a fragment")
+    if not 0 < (url.port or 0) < 65_536:
+        raise ValueError("the port must be from 1 to 65535")
+    try:
+        request_url(text)
+        url.host.encode("ascii") if ":" in url.host else idna.encode(url.host.rstrip("."), uts46=True)
+    except ValueError as error:
+        raise ValueError(f"not a name that a host can have: {error}")
     path = tuple(segment for segment in url.path if segment)
     for suffix in _API_SUFFIXES:
         if path[-len(suffix) :] == suffix:

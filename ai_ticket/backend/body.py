@@ -15,6 +15,7 @@ from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ai_ticket.errors import ApiConnectionError, ApiResponseStructureError, CallerTooSlow, DeadlineExceeded, DomainError
+from ai_ticket.server_identity import IDENTITY_ERRORS
 
 LAST_SECONDS = 1.0
 """How long a body may go on after all that is wanted of it has come."""
@@ -173,6 +174,10 @@ def remember_end(protocol: Any) -> Any:
     return protocol
 
 
+def _untrusted(reason: Failure) -> bool:
+    return reason.check(SSL.Error) is not None and "certificate verify failed" in str(reason.value)
+
+
 def _broke(connection: Any) -> bool:
     reason: Failure | None = getattr(connection, "lost_reason", None)
     return reason is not None and reason.check(ConnectionLost, SSL.Error) is not None
@@ -192,6 +197,10 @@ def abort_connection(transport: Any) -> None:
 
 def connection_error(error: BaseException | None) -> DomainError:
     """Which fault it is when a connection ends early: an answer that stops or stays out, or one that breaks."""
+    if isinstance(error, ResponseFailed) and any(reason.check(*IDENTITY_ERRORS) for reason in error.reasons):
+        return ApiConnectionError("the server's certificate is for another host")
+    if isinstance(error, ResponseFailed) and any(_untrusted(reason) for reason in error.reasons):
+        return ApiConnectionError("the server's certificate is not trusted")
     if isinstance(error, ResponseFailed) and not any(
         reason.check(ConnectionLost, SSL.Error) for reason in error.reasons
     ):

@@ -10,9 +10,11 @@ import msgspec
 from msgspec import Struct
 
 from ai_ticket.backend.server import decode
-from ai_ticket.errors import ApiResponseStructureError, ApiServerError
+from ai_ticket.errors import ApiResponseFormatError, ApiResponseStructureError, ApiServerError
 from ai_ticket.event import Event, Usage
 from ai_ticket.interfaces import Sink
+
+LONGEST_TEXT = 16_777_216
 
 
 class _Delta(Struct, gc=False):
@@ -25,12 +27,25 @@ class _Choice(Struct, gc=False):
     finish_reason: str | None = None
 
 
+class _Usage(Struct, gc=False):
+    """Token counts, as far as a server tells them."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def whole(self) -> Usage | None:
+        """Both counts and their sum, if both are there."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return Usage(self.prompt_tokens, self.completion_tokens, self.prompt_tokens + self.completion_tokens)
+
+
 class _Chunk(Struct, gc=False):
     """A `data:` event of the OpenAI endpoints."""
 
     choices: list[_Choice] | None = None
     model: str | None = None
-    usage: Usage | None = None
+    usage: _Usage | None = None
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -60,6 +75,7 @@ class Generation:
     def __init__(self, sink: Sink | None = None) -> None:
         self._sink = sink
         self._parts: list[str] = []
+        self._size = 0
         self.sent = False
         self.begun = False
         self.finish_reason: str | None = None
@@ -72,7 +88,13 @@ class Generation:
         self.sent = True
 
     def add(self, text: str) -> None:
-        """Some text has come."""
+        """Some text has come.
+
+        @raise ApiResponseFormatError: more than any model writes, which would fill the memory.
+        """
+        self._size += len(text)
+        if self._size > LONGEST_TEXT and self._sink is None:
+            raise ApiResponseFormatError("the answer is too large")
         self._parts.append(text)
 
     def flush(self) -> None:
@@ -127,21 +149,22 @@ class _OpenAIEndpoint(Endpoint, frozen=True):
         chunk = decode(data, _Chunk)
         if chunk.error is not msgspec.UNSET and bytes(chunk.error) != b"null":
             raise ApiServerError("the server reported an error in its stream")
-        if chunk.choices is None:
+        if chunk.choices is None and chunk.usage is None:
             raise ApiResponseStructureError("an event of the stream has no choices")
-        for choice in chunk.choices:
+        for choice in chunk.choices or []:
             text = choice.delta.content if choice.delta is not None else choice.text
             if text:
                 generation.add(text)
             if choice.finish_reason is not None:
                 generation.finish_reason = choice.finish_reason
         generation.model = chunk.model or generation.model
-        generation.usage = chunk.usage or generation.usage
+        if chunk.usage is not None:
+            generation.usage = chunk.usage.whole()
 
 
 class _Chat(_OpenAIEndpoint, frozen=True):
     def _input(self, event: Event) -> dict[str, Any]:
-        return {"messages": msgspec.to_builtins(event.messages)}
+        return {"messages": event.messages}
 
 
 class _Completions(_OpenAIEndpoint, frozen=True):
@@ -173,9 +196,7 @@ class _KoboldWhole(_Kobold, frozen=True):
         result = results[0]
         generation.add(result.text)
         generation.finish_reason = result.finish_reason or "length"
-        if result.prompt_tokens is not None and result.completion_tokens is not None:
-            total = result.prompt_tokens + result.completion_tokens
-            generation.usage = Usage(result.prompt_tokens, result.completion_tokens, total)
+        generation.usage = _Usage(result.prompt_tokens, result.completion_tokens).whole()
         generation.done = True
 
 
@@ -186,3 +207,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     _KoboldWhole("generate", "/api/v1/generate", streams=False),
 )
 """Best first: a chat endpoint keeps the roles, and KoboldCPP's own stream can at least be stopped."""
+
+FIRST_NATIVE = 2
+"""The first of them that is KoboldCPP's own."""

@@ -10,11 +10,12 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.ssl import Certificate, platformTrust, trustRootFromCertificates
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
-from twisted.web.iweb import IAgentEndpointFactory
+from twisted.web.iweb import IAgentEndpointFactory, IPolicyForHTTPS
 from zope.interface import implementer
 
 from ai_ticket.backend.body import remember_end
 from ai_ticket.environment import read_text
+from ai_ticket.server_identity import VerifyingPolicy
 
 
 def trust_root(ca_file: str | None) -> Any:
@@ -39,7 +40,7 @@ def make_http_client(reactor: Any, *, ca_file: str | None, connect_timeout: floa
 
     @param keep: keep connections for further requests. Not with KoboldCPP, where an idle one pins one of 24 threads.
     """
-    policy = BrowserLikePolicyForHTTPS(trust_root(ca_file))
+    policy = VerifyingPolicy(BrowserLikePolicyForHTTPS(trust_root(ca_file)))
     pool = HTTPConnectionPool(reactor, persistent=keep)
     pool.cachedConnectionTimeout = KEPT_SECONDS
     pool.maxPersistentPerHost = MOST_KEPT
@@ -50,7 +51,7 @@ def make_http_client(reactor: Any, *, ca_file: str | None, connect_timeout: floa
 class _Endpoints:
     """Where an Agent connects to; each connection remembers how it ended (see `body.lost_reason`)."""
 
-    def __init__(self, reactor: Any, policy: BrowserLikePolicyForHTTPS, connect_timeout: float):
+    def __init__(self, reactor: Any, policy: IPolicyForHTTPS, connect_timeout: float):
         self._reactor = reactor
         self._policy = policy
         self._timeout = connect_timeout

@@ -11,7 +11,7 @@ from twisted.web.iweb import IResponse
 
 from ai_ticket.backend.body import Body
 from ai_ticket.backend.context import fit
-from ai_ticket.backend.dialect import ENDPOINTS, Endpoint, Generation
+from ai_ticket.backend.dialect import ENDPOINTS, FIRST_NATIVE, Endpoint, Generation
 from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, short_model_name
 from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
 from ai_ticket.backend.sse import EventTooLarge, SSEDecoder
@@ -28,6 +28,7 @@ from ai_ticket.event import Completion, Event, FinishReason, Usage
 from ai_ticket.interfaces import BackendState, Sink
 
 PROBE_SECONDS = 5.0
+PERF_SECONDS = 1.0
 LARGEST_BODY = 67_108_864
 
 _HARD_CODED_USAGE = Usage(100, 100, 200)
@@ -95,15 +96,14 @@ class KoboldBackend:
         found = BackendState(
             name=self._state.name,
             up=True,
-            slots=self._slots or info.slots or 1,
+            slots=self._slots or max(1, info.slots or 1),
             kind=info.kind,
             version=info.version,
             model=info.model,
             context_length=info.context_length,
         )
-        if not self._state.up:
-            # It may be another server, or another version: which endpoints it has is open again.
-            self._endpoint = 2 if info.kind == KOBOLD_API else 0
+        # It may be another server, or another version meanwhile: which endpoints it has is open again.
+        self._endpoint = FIRST_NATIVE if info.kind == KOBOLD_API else 0
         self._server.keeps_connections = info.kind == LLAMACPP
         self._state = found
         return found
@@ -113,8 +113,13 @@ class KoboldBackend:
         try:
             completion = await self._complete(event, deadline, sink)
         except ApiConnectionError as error:
-            self._state = replace(self._state, up=False, error=error.details)
+            if not error.after_first_token and self._state.up:
+                self._log.warn("backend {backend} is down: {reason}", backend=self._state.name, reason=error.details)
+            if not error.after_first_token:
+                self._state = replace(self._state, up=False, error=error.details)
             raise
+        if not self._state.up:
+            self._state = replace(self._state, up=True, error=None)
         return completion
 
     async def _complete(self, event: Event, deadline: float, sink: Sink | None) -> Completion:
@@ -128,8 +133,15 @@ class KoboldBackend:
                     self._endpoint = 0
                     raise ApiClientError(f"the server has none of the endpoints that generate ({error.details})")
                 self._endpoint = max(self._endpoint, tried + 1)
+                self._log.warn(
+                    "backend {backend} has no {path} ({reason}), using {next} instead",
+                    backend=self._state.name,
+                    path=ENDPOINTS[tried].path,
+                    reason=error.details,
+                    next=ENDPOINTS[self._endpoint].path,
+                )
                 continue
-            return await self._completion(generation, event)
+            return await self._completion(generation, event, deadline)
 
     async def _generate(self, endpoint: Endpoint, event: Event, deadline: float, sink: Sink | None) -> Generation:
         begun = self._clock.seconds()
@@ -180,6 +192,8 @@ class KoboldBackend:
             try:
                 for found in decoder.feed(data):
                     endpoint.read(found, generation)
+                    if generation.done:
+                        break  # whatever comes behind the end is none of ours
             except EventTooLarge:
                 raise ApiResponseFormatError("an event of the stream is too large")
             finally:
@@ -207,12 +221,13 @@ class KoboldBackend:
         endpoint.read(body, generation)
         generation.flush()
 
-    async def _completion(self, generation: Generation, event: Event) -> Completion:
-        usage = generation.usage if generation.usage != _HARD_CODED_USAGE else None
+    async def _completion(self, generation: Generation, event: Event, deadline: float) -> Completion:
+        usage = generation.usage
         reason = generation.finish_reason
         if self._state.kind in (KOBOLDCPP, KOBOLD_API):
-            perf = await self._perf() if usage is None else None
-            if perf is not None and usage is None and perf.last_input_count is not None:
+            usage = usage if usage != _HARD_CODED_USAGE else None
+            perf = await self._perf(deadline) if usage is None else None
+            if perf is not None and perf.last_input_count is not None:
                 total = perf.last_input_count + perf.last_token_count
                 usage = Usage(perf.last_input_count, perf.last_token_count, total)
             reason = _kobold_reason(reason, usage, perf, event)
@@ -220,10 +235,14 @@ class KoboldBackend:
         model = short_model_name(generation.model) or self._state.model or "unknown"
         return Completion(generation.text, finish_reason, model, usage)
 
-    async def _perf(self) -> _Perf | None:
-        """The figures of the generation that just ended, which older versions and the native stream do not send."""
+    async def _perf(self, deadline: float) -> _Perf | None:
+        """The figures of the generation that just ended, which older versions and the native stream do not send.
+
+        The answer is complete without them, so they are not waited for for long.
+        """
+        left = min(PERF_SECONDS, (deadline - self._clock.seconds()) / 2)
         try:
-            return await self._server.get("/api/extra/perf", _Perf, PROBE_SECONDS)
+            return await self._server.get("/api/extra/perf", _Perf, left)
         except DomainError:
             return None
 

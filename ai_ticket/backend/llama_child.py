@@ -83,6 +83,7 @@ def _serve(config: ServerConfig) -> Any:
     params.api_keys = [config.api_key]
     params.hostnames = ["127.0.0.1"]
     params.port = 0
+    params.n_batch = params.n_ubatch = 128  # between batches it looks whether its caller has left
     params.n_parallel = config.slots
     params.n_ctx = config.slots * config.context_length  # split over the slots
     params.cpuparams.n_threads = _threads()

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 import msgspec
 from msgspec import Struct
 from OpenSSL.SSL import Error as TLSError
-from service_identity.exceptions import VerificationError
 from treq.client import HTTPClient
 from twisted.internet import error as internet_error
 from twisted.internet.defer import Deferred
@@ -21,6 +20,7 @@ from ai_ticket.cli.body import Fields, NotAnObject, parse, read, read_events
 from ai_ticket.cli.outcome import CommandError, ExitStatus
 from ai_ticket.cli.service import Service
 from ai_ticket.cli.trust import SystemAndMore, read_certificates
+from ai_ticket.server_identity import IDENTITY_ERRORS
 
 _TRY_LATER = frozenset({429, 503, 504})
 _TRY_LATER_CODES = frozenset(  # those that have such a status where they come before a stream, not in it
@@ -35,7 +35,7 @@ _NO_CONNECTION = (
     RequestTransmissionFailed,
     ResponseFailed,
     TLSError,
-    VerificationError,
+    *IDENTITY_ERRORS,
 )
 
 
@@ -168,7 +168,7 @@ def _not_ours(response: IResponse, service: Service) -> CommandError:
 def _unreachable(error: Exception, service: Service) -> CommandError:
     causes: list[BaseException] = [failure.value for failure in getattr(error, "reasons", ())] or [error]
     for cause in causes:
-        if isinstance(cause, VerificationError):
+        if isinstance(cause, IDENTITY_ERRORS):
             message = f"The certificate of {service.address} is for another host name than {service.url.host}."
             return CommandError("certificate_not_trusted", message, status=ExitStatus.UNREACHABLE)
         if isinstance(cause, TLSError):

@@ -11,6 +11,8 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.web.iweb import IPolicyForHTTPS
 from zope.interface import implementer
 
+from ai_ticket.server_identity import VerifiedIdentity
+
 
 def read_certificates(pem: str) -> list[X509]:
     """The certificates in a PEM text.
@@ -22,14 +24,15 @@ def read_certificates(pem: str) -> list[X509]:
 
 @implementer(IPolicyForHTTPS)
 class SystemAndMore:
-    """Trusts what the system trusts, and some more certificates; host names are verified as Twisted always does."""
+    """Trusts what the system trusts, and some more certificates; host names are always verified."""
 
     def __init__(self, more: Sequence[X509]):
         self._more = more
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """What makes connections to that host."""
-        return _TrustingMore(optionsForClientTLS(hostname.decode("ascii")), self._more)
+        host = hostname.decode("ascii")
+        return VerifiedIdentity(_TrustingMore(optionsForClientTLS(host), self._more), host)
 
 
 @implementer(IOpenSSLClientConnectionCreator)

@@ -60,7 +60,8 @@ class FifoPipeline:
         left = deadline - self._clock.seconds()
         if left <= 0:
             raise DeadlineExceeded
-        if self._running < self._slots() and not self._waiting:
+        self._pass_on()  # a probe may have learnt of more slots
+        if self._running < self._slots():
             self._running += 1
             return
         if len(self._waiting) >= self._queue_limit:
@@ -78,6 +79,9 @@ class FifoPipeline:
         a long queue would overflow the stack.
         """
         self._running -= 1
+        self._pass_on()
+
+    def _pass_on(self) -> None:
         if self._passing_on:
             return
         self._passing_on = True
@@ -89,7 +93,7 @@ class FifoPipeline:
             self._passing_on = False
 
     def _slots(self) -> int:
-        return self._backend.state.slots
+        return max(1, self._backend.state.slots)
 
 
 def _too_late(_: object, seconds: float) -> None:

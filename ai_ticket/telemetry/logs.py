@@ -32,6 +32,9 @@ _INTERNAL_FIELDS = frozenset({"format", "isError", "system", "id", "failure", "w
 _NOISY = ("twisted.web.client._HTTP11ClientFactory",)
 """Twisted's loggers that have two lines for every connection to a model server, whatever `noisy` says."""
 
+_TELLTALES = ("hpack", "h2")
+"""Libraries that log every header of every request below WARNING, tokens included."""
+
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -60,6 +63,8 @@ class Logs:
 
     def bridge(self) -> None:
         """Let the standard library's loggers come out here too."""
+        for name in _TELLTALES:
+            logging.getLogger(name).setLevel(logging.WARNING)
         root = logging.getLogger()
         if not any(isinstance(handler, Bridge) for handler in root.handlers):
             root.addHandler(Bridge())

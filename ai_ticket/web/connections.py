@@ -190,7 +190,11 @@ class Connections:
             self._refusals += 1
             if self._refusals == 1:
                 self._log.warn("MAX_CONNECTIONS={limit} reached: closing idle connections", limit=self._limit)
-            (oldest or connection).abort()
+            if oldest is None:
+                connection.abort()
+                return
+            del self._open[oldest]  # it closes a little later; the next newcomer must not count on it again
+            oldest.abort()
         self._open[connection] = None
 
     def closed(self, connection: Connection) -> None:

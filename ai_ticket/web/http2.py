@@ -323,6 +323,11 @@ class Http2:
         """
         stream.answered = True
         if stream.body_open:
+            # A caller who notices ends the body early. To h2 that is less than was announced, and a fault of the whole
+            # connection; it has no public way to say that nobody counts any more.
+            kept = self._h2.streams.get(stream.id)
+            if kept is not None:
+                kept._expected_content_length = None
             stream.deadline = self._now() + CLOSE_SECONDS
         else:
             self._forget(stream)

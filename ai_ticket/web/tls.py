@@ -45,9 +45,14 @@ def server_context(certificate_file: str, key_file: str) -> SSL.Context:
     context.set_cipher_list(":".join(INTERMEDIATE_CIPHERS).encode())
     context.set_tls13_ciphersuites(":".join(TLS13_CIPHERS).encode())
     _set_curves(context, INTERMEDIATE_CURVES)
+    context.set_passwd_cb(lambda *_: b"")  # or OpenSSL would ask on the terminal
     context.set_alpn_select_callback(_select_protocol)
     _load("TLS_CERT_FILE", certificate_file, context.use_certificate_chain_file, "no PEM certificate in it")
     _load("TLS_KEY_FILE", key_file, context.use_privatekey_file, "no PEM private key without a pass phrase in it")
+    try:
+        context.check_privatekey()  # a key of another type than the certificate's was not compared with it yet
+    except SSL.Error:
+        raise CertificateError("TLS_KEY_FILE", key_file, "not the key of the certificate")
     return context
 
 

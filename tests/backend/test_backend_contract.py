@@ -349,7 +349,7 @@ class Live:
     def backend(self) -> KoboldBackend:
         return KoboldBackend(
             "host",
-            ModelServer(self.http, reactor, lambda: self.location),
+            ModelServer(self.http, self.http, reactor, lambda: self.location),
             clock=reactor,
             timeouts=BackendTimeouts(None, SOON),
             slots=None,
@@ -364,7 +364,7 @@ def _sockets() -> set[Any]:
 @pytest.fixture
 def live(server: Location) -> Iterator[Live]:
     sockets = _sockets()
-    yield Live(server, make_http_client(reactor, ca_file=None, connect_timeout=5.0))
+    yield Live(server, make_http_client(reactor, ca_file=None, connect_timeout=5.0, keep=False))
     closed = _until(lambda: _sockets() <= sockets and not reactor.getDelayedCalls())
     pytest_twisted.blockon(Deferred.fromCoroutine(closed))
 

@@ -28,7 +28,7 @@ class World(FakeWorld):
         numbers = iter(range(100))
         self.backend = KoboldBackend(
             "host:5001",
-            ModelServer(self.network.http, self.clock, lambda: Location("http://host:5001", key)),
+            ModelServer(self.network.http, self.network.http, self.clock, lambda: Location("http://host:5001", key)),
             clock=self.clock,
             timeouts=BackendTimeouts(first_token, 10.0),
             slots=None,

@@ -146,6 +146,17 @@ class RefusingBackend:
         return self.state
 
 
+def test_a_newcomer_does_not_take_a_new_slot_before_those_who_wait() -> None:
+    world = World(slots=1)
+    for number in range(3):
+        world.submit(number)
+    world.backend.state = replace(world.backend.state, slots=2)
+    world.submit(3)
+    assert world.running == ["0", "1"]
+    for number in range(4):
+        world.finish(number)
+
+
 def test_a_long_queue_that_fails_at_once_does_not_overflow_the_stack() -> None:
     clock, backend = Clock(), RefusingBackend()
     pipeline = FifoPipeline(backend, clock, 5000)

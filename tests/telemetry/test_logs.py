@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from hpack import Decoder, Encoder
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
@@ -97,3 +98,22 @@ def test_connections_to_model_servers_are_not_worth_a_line_each() -> None:
     noisy = Logger("twisted.web.client._HTTP11ClientFactory", observer=captured.logs.observer)
     noisy.emit(LogLevel.info, "Starting factory")
     assert captured.lines == []
+
+
+def test_libraries_that_log_headers_stay_silent_at_any_level() -> None:
+    """hpack logs each header that it decodes, an Authorization among them, at DEBUG."""
+    captured = Captured("DEBUG")
+    captured.logs.bridge()
+    globalLogPublisher.addObserver(captured.logs.observer)
+    try:
+        encoder, decoder = Encoder(), Decoder()
+        decoder.decode(encoder.encode([("authorization", "Bearer canary")]))
+        logging.getLogger("another").debug("heard")
+    finally:
+        globalLogPublisher.removeObserver(captured.logs.observer)
+        captured.logs.level = "INFO"
+        root = logging.getLogger()
+        for handler in [handler for handler in root.handlers if isinstance(handler, Bridge)]:
+            root.removeHandler(handler)
+    assert "canary" not in captured.out.getvalue()
+    assert [line["message"] for line in captured.lines] == ["heard"]

@@ -302,6 +302,14 @@ def test_draining_closes_idle_connections_and_the_others_after_their_answer(surf
     assert transport.disconnecting
 
 
+def test_a_burst_of_newcomers_does_not_outnumber_the_limit(surface: Surface) -> None:
+    """An aborted connection is gone only a little later; it makes room for one newcomer all the same, not for all."""
+    surface.connections = make_connections(surface.clock, limit=2)
+    transports = [surface.connect()[1] for _ in range(50)]
+    assert len([transport for transport in transports if not transport.aborted]) == 2
+    assert len(surface.connections) == 2
+
+
 def test_what_is_cut_is_told_so(surface: Surface) -> None:
     cancelled: list[object] = []
     surface.pipeline.answer = lambda: Deferred(cancelled.append)

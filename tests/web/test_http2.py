@@ -91,6 +91,26 @@ def test_a_body_without_length_is_refused_at_the_first_byte_over_the_limit(surfa
     assert client.response(stream)[0] == 413
 
 
+def test_a_refused_caller_who_stops_short_leaves_the_other_streams_alone(surface: Surface) -> None:
+    """As curl does it: it ends the body where it is, which is less than it had announced."""
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    client = surface.connect2()
+    other = client.request("POST", "/event", HEADERS, BODY)
+    client.h2.send_headers(
+        3,
+        [(":method", "POST"), (":path", "/nope"), (":scheme", "https"), (":authority", "x"), ("content-length", "999")],
+    )
+    client.exchange()
+    assert client.response(3)[0] == 404
+    client.h2.send_data(3, b"some", end_stream=True)
+    client.exchange()
+    waiting.callback(COMPLETION)
+    client.exchange()
+    assert client.response(other)[0] == 200
+    assert not client.transport.disconnecting
+
+
 def test_an_empty_body_of_a_refused_request(surface: Surface) -> None:
     """Its end comes as a frame of data with nothing in it."""
     client = surface.connect2()

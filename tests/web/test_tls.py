@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from ai_ticket.web.tls import CertificateError, TlsConnections, server_context
 
@@ -20,6 +22,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     authority.cert_pem.write_to_path(folder / "ca.pem")
     (folder / "rubbish").write_text("rubbish")
+    rsa_key = rsa.generate_private_key(65537, 2048)
+    pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (folder / "rsa.key").write_bytes(rsa_key.private_bytes(*pem, serialization.NoEncryption()))
+    (folder / "locked.key").write_bytes(rsa_key.private_bytes(*pem, serialization.BestAvailableEncryption(b"x")))
     return folder
 
 
@@ -133,6 +139,8 @@ def test_a_new_context_serves_new_connections(files: Path) -> None:
         ("rubbish", "one.key", "TLS_CERT_FILE", "no PEM certificate"),
         ("one.crt", "rubbish", "TLS_KEY_FILE", "no PEM private key"),
         ("one.crt", "two.key", "TLS_KEY_FILE", "not the key of the certificate"),
+        ("one.crt", "rsa.key", "TLS_KEY_FILE", "not the key of the certificate"),
+        ("one.crt", "locked.key", "TLS_KEY_FILE", "without a pass phrase"),
     ],
 )
 def test_what_can_not_be_used(files: Path, certificate: str, key: str, variable: str, reason: str) -> None:
