@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from ai_ticket.web.connections import CLOSE_SECONDS, Connection
 from ai_ticket.web.http1 import MAX_HEAD_BYTES
+from ai_ticket.web.http2_stream import Stream
 from ai_ticket.web.request import HeaderList, Request
 
 MAX_CONCURRENT_STREAMS = 100
@@ -22,53 +23,6 @@ MAX_PENDING = 65_536
 RESET_BURST = 200
 RESETS_A_SECOND = 33.0
 """Streams that a peer may reset before it is taken for an attack (CVE-2023-44487): a burst, and a rate after that."""
-
-
-class Stream:
-    """One stream: a request, and what is still to be sent of its answer.
-
-    `deadline` is when the body must be complete, or when the peer must have taken more of the answer. `answered` says
-    that all of the answer is sent.
-    """
-
-    def __init__(self, codec: "Http2", stream_id: int, deadline: float):
-        self.codec = codec
-        self.id = stream_id
-        self.request: Request  # set as soon as it is made: each needs the other
-        self.body_open = True
-        self.answered = False
-        self.deadline: float | None = deadline
-        self.pending = bytearray()
-        self.complete = False
-        self.producer: IPushProducer | None = None
-        self.paused = False
-
-    def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
-        """Send the answer, as far as flow control allows now."""
-        self.codec.send(self, status, headers, body, content_length)
-
-    def send_continue(self) -> None:
-        """Tell the caller to send the body."""
-        self.codec.send_continue(self)
-
-    def start(self, status: int, headers: HeaderList, producer: IPushProducer) -> None:
-        """Begin an answer in pieces."""
-        self.producer = producer
-        self.codec.start(self, status, headers)
-
-    def write(self, data: bytes) -> None:
-        """Send a piece of the answer, as far as flow control allows now."""
-        self.pending += data
-        self.codec.flush(self)
-
-    def finish(self) -> None:
-        """The answer in pieces is complete."""
-        self.complete = True
-        self.codec.flush(self)
-
-    def abort(self) -> None:
-        """Cut the answer in pieces: the caller gets a reset."""
-        self.codec.cut(self)
 
 
 @implementer(IPushProducer)
