@@ -25,7 +25,7 @@ LAST_SECONDS = 1.0
 class BytesProducer:
     """A request's body, written at once. treq's own producer for bytes takes turns of the global reactor."""
 
-    def __init__(self, data: bytes, sent: Callable[[], object]):
+    def __init__(self, data: bytes, sent: Callable[[], object] = lambda: None):
         """@param sent: is called when the data is on its way."""
         self.length = len(data)
         self._data = data

@@ -37,10 +37,6 @@ BUSY_RETRY_SECONDS = 1.0
 LARGEST_SMALL_BODY = 1_048_576
 
 
-def _nothing() -> None:
-    """What is done with news that nobody wants."""
-
-
 class NoSuchEndpoint(ApiClientError):
     """The server does not have the path, or not for POST: another may serve."""
 
@@ -86,7 +82,7 @@ class ModelServer:
         self._urls: dict[tuple[str, str], URL] = {}
 
     async def post(
-        self, path: str, payload: dict[str, Any], timeout: float, sent: Callable[[], object] = _nothing
+        self, path: str, payload: dict[str, Any], timeout: float, sent: Callable[[], object] = lambda: None
     ) -> IResponse:
         """Send a request; the answer's body is still to be read.
 

@@ -411,6 +411,8 @@ def test_how_the_child_sets_up_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> Non
         "api_keys": ["k"],
         "model_alias": {"a"},
         "n_parallel": 3,
+        "n_batch": 128,
+        "n_ubatch": 128,
         "n_ctx": 3000,
         "cache_ram_mib": 0,
         "cache_idle_slots": False,
