@@ -97,6 +97,10 @@ class ApiClientError(DomainError):
     default_message = "The model server refused the request."
 
 
+class ApiEndpointMissing(ApiClientError):
+    default_message = "The model server has no endpoint that generates."
+
+
 class ApiAuthenticationError(DomainError):
     code = "api_authentication_error"
     default_message = "The model server refused our credentials."

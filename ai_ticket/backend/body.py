@@ -60,12 +60,13 @@ class Body(Protocol):
         """@param first, idle: the longest silence in seconds before the first data, and after it (see `alive`)."""
         self._clock = clock
         self._received = received
+        self._allowed = first
         self._idle = idle
         self._over = False
         self._connection: Any = None
         self._paused = False
         self.finished: Deferred[None] = Deferred(self._cancelled)
-        self._silence: IDelayedCall | None = clock.callLater(max(0.0, first), self._timed_out, first)
+        self._silence: IDelayedCall | None = clock.callLater(max(0.0, first), self._timed_out)
 
     def read(self, response: IResponse) -> Deferred[None]:
         """Begin to read; the result is `finished`."""
@@ -85,6 +86,7 @@ class Body(Protocol):
     def alive(self) -> None:
         """What was wanted has come, such as a token: from now on the shorter silence counts."""
         if self._silence is not None and not self.finished.called:
+            self._allowed = self._idle
             self._silence.reset(self._idle)
 
     def complete(self) -> None:
@@ -135,13 +137,13 @@ class Body(Protocol):
         finished.errback(CancelledError())  # first: the abort ends the body too, which would look like its end
         self._abort()
 
-    def _timed_out(self, seconds: float) -> None:
+    def _timed_out(self) -> None:
         self._silence = None
         if not self.finished.called:
             if self._paused:
-                self.finished.errback(CallerTooSlow(f"nothing was read for {seconds:g} s"))
+                self.finished.errback(CallerTooSlow(f"nothing was read for {self._allowed:g} s"))
             else:
-                self.finished.errback(DeadlineExceeded(f"the model server was silent for {seconds:g} s"))
+                self.finished.errback(DeadlineExceeded(f"the model server was silent for {self._allowed:g} s"))
         self._abort()
 
     def _end(self, failure: Failure | None) -> None:

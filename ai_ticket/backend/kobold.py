@@ -16,8 +16,8 @@ from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, shor
 from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
 from ai_ticket.backend.sse import EventTooLarge, SSEDecoder
 from ai_ticket.errors import (
-    ApiClientError,
     ApiConnectionError,
+    ApiEndpointMissing,
     ApiResponseFormatError,
     ApiResponseStructureError,
     ApiServerError,
@@ -131,7 +131,7 @@ class KoboldBackend:
             except NoSuchEndpoint as error:
                 if tried + 1 >= len(ENDPOINTS):
                     self._endpoint = 0
-                    raise ApiClientError(f"the server has none of the endpoints that generate ({error.details})")
+                    raise ApiEndpointMissing(error.details)
                 self._endpoint = max(self._endpoint, tried + 1)
                 self._log.warn(
                     "backend {backend} has no {path} ({reason}), using {next} instead",

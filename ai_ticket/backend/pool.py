@@ -12,11 +12,13 @@ from ai_ticket.backend.slots import Lease, Member, SlotTable, Verdict
 from ai_ticket.errors import (
     ApiAuthenticationError,
     ApiConnectionError,
+    ApiEndpointMissing,
     ApiRateLimited,
     ApiResponseFormatError,
     ApiResponseStructureError,
     ApiServerError,
     CallerTooSlow,
+    ContextLengthExceeded,
     DeadlineExceeded,
     DomainError,
     NoBackendAvailable,
@@ -27,11 +29,15 @@ from ai_ticket.interfaces import Backend, BackendState, Sink
 _FAILURES = (
     ApiAuthenticationError,
     ApiConnectionError,
+    ApiEndpointMissing,
     ApiResponseFormatError,
     ApiResponseStructureError,
     ApiServerError,
 )
 """What is the backend's fault. A wrong key is, too: it fails whatever is sent there."""
+
+_CURABLE_ELSEWHERE = (ApiAuthenticationError, ApiEndpointMissing)
+"""What trying again at the same backend can't help."""
 
 _log = Logger()
 
@@ -120,6 +126,8 @@ class Pool:
         delay = self._policy(len(tried), error)
         if delay is None:
             return None
+        if isinstance(error, _CURABLE_ELSEWHERE) and not self._table.elsewhere(tried):
+            return None
         if self._table.elsewhere(tried):
             delay = 0.0
         if self._clock.seconds() + delay >= deadline:
@@ -146,7 +154,8 @@ class Pool:
             return completion
         except DomainError as error:
             verdict = self._verdict(error, deadline)
-            lease.member.failed(error, self._clock.seconds())
+            if not isinstance(error, CallerTooSlow | ContextLengthExceeded):
+                lease.member.failed(error, self._clock.seconds())
             raise
         finally:
             self._table.release(lease, verdict)

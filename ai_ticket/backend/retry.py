@@ -5,7 +5,9 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import (
+    ApiAuthenticationError,
     ApiConnectionError,
+    ApiEndpointMissing,
     ApiRateLimited,
     ApiResponseFormatError,
     ApiResponseStructureError,
@@ -21,7 +23,15 @@ REQUESTS_PER_RETRY = 10
 FLOOR = 10
 FLOOR_SECONDS = 3600.0
 
-_CURABLE = (ApiConnectionError, ApiServerError, ApiResponseFormatError, ApiResponseStructureError, ApiRateLimited)
+_CURABLE = (
+    ApiAuthenticationError,  # elsewhere, which is for the pool to see
+    ApiConnectionError,
+    ApiEndpointMissing,  # as well
+    ApiRateLimited,
+    ApiResponseFormatError,
+    ApiResponseStructureError,
+    ApiServerError,
+)
 
 RetryPolicy = Callable[[int, DomainError], float | None]
 """(how many attempts were made, what the last one failed with) -> seconds until the next, or None for no other."""

@@ -34,6 +34,7 @@ class Member:
         self.last_turn = 0
         self._rests_until = 0.0
         self._failed_at: float | None = None
+        self._avoided_until = 0.0
         self._unreachable = False
         self._changed = changed
 
@@ -56,6 +57,7 @@ class Member:
 
     def failed(self, error: DomainError, now: float) -> None:
         """An attempt ended with this error: what that means for those that come next, beside the circuit."""
+        self._avoided_until = now + BLEMISH_SECONDS
         if isinstance(error, ApiRateLimited):
             self._rests_until = max(self._rests_until, now + (error.retry_after or BUSY_SECONDS))
             return
@@ -76,6 +78,11 @@ class Member:
     def ready_at(self) -> float:
         """The clock's time before which nothing is given to it."""
         return max(self._rests_until, self.circuit.closed_until)
+
+    @property
+    def avoided_until(self) -> float:
+        """The clock's time until which an event that it did not answer rather waits for another."""
+        return self._avoided_until
 
     def blemished(self, now: float) -> bool:
         """Whether it failed a moment ago. One that fails at once is the least busy of all, and must not profit."""
@@ -175,13 +182,23 @@ class SlotTable:
         return min(
             free,
             default=None,
-            key=lambda one: (one.rank, one.blemished(now), one.running / one.state.slots, one.last_turn),
+            key=lambda one: (
+                one in tried,
+                one.rank,
+                one.blemished(now),
+                one.running / one.state.slots,
+                one.last_turn,
+            ),
         )
 
     def _best(self, tried: Collection[Member]) -> list[Member]:
-        """The members worth waiting for, in whatever rank: of those that are up the untried ones, and so on."""
+        """The members worth waiting for, in whatever rank: of those that are up the ones that did not just fail.
+
+        For a few seconds only: one that was busy, or failed once, may be free while the others are not for long.
+        """
+        now = self._clock.seconds()
         usable = [member for member in self.members if member.usable]
-        worth = {member: (not member.state.up, member in tried) for member in usable}
+        worth = {member: (not member.state.up, member in tried and now < member.avoided_until) for member in usable}
         return [member for member in usable if worth[member] == min(worth.values())]
 
     def _lease(self, member: Member) -> Lease:
@@ -195,12 +212,13 @@ class SlotTable:
         self._set_wake()
 
     def _set_wake(self) -> None:
-        """Look again when a rest or an open circuit's back-off ends, if somebody waits."""
+        """Look again when a rest, an open circuit's back-off or an avoidance ends, if somebody waits."""
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
         now = self._clock.seconds()
-        times = [member.ready_at for member in self.members if member.ready_at > now]
+        ends = (time for member in self.members for time in (member.ready_at, member.avoided_until))
+        times = [time for time in ends if time > now]
         if self._waiting and times:
             self._wake = self._clock.callLater(min(times) - now, self._woken)
 

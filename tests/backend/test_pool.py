@@ -21,6 +21,7 @@ from ai_ticket.errors import (
     ApiAuthenticationError,
     ApiClientError,
     ApiConnectionError,
+    ApiEndpointMissing,
     ApiRateLimited,
     ApiServerError,
     ContextLengthExceeded,
@@ -233,10 +234,35 @@ class TestFailover:
         world.submit()
         world.submit()
         servers[0].fail(ApiServerError())
-        world.clock.advance(50)
+        world.clock.advance(4)
         assert servers[0].taken == ["0"]
         servers[1].finish()
         assert servers[1].taken == ["1", "0"]
+        world.settle()
+
+    @pytest.mark.parametrize("kind", [ApiServerError, ApiRateLimited])
+    def test_but_not_for_ever(self, kind: type[DomainError]) -> None:
+        """The one that failed may be well again, and the other one busy for minutes."""
+        servers = [Server("a:1"), Server("b:1")]
+        world = World([servers[0]], [servers[1]])
+        world.submit()
+        world.submit()
+        servers[0].fail(kind())
+        world.clock.advance(5.1)
+        assert servers[0].taken == ["0", "0"]
+        world.settle()
+
+    @pytest.mark.parametrize("kind", [ApiAuthenticationError, ApiEndpointMissing])
+    def test_what_only_another_backend_can_cure(self, kind: type[DomainError]) -> None:
+        servers = [Server("a:1"), Server("b:1")]
+        world = World([servers[0]], [servers[1]])
+        world.submit()
+        servers[0].fail(kind())
+        world.clock.advance(0)
+        assert servers[1].running
+        servers[1].fail(kind())
+        assert isinstance(world.outcome(0), kind)
+        assert servers[0].taken == ["0"]
         world.settle()
 
     def test_a_retry_on_the_same_backend_waits_out_the_back_off(self) -> None:
@@ -262,7 +288,7 @@ class TestFailover:
         assert world.outcome(0) is errors[2]
         world.settle()
 
-    @pytest.mark.parametrize("kind", [ApiClientError, ApiAuthenticationError, ContextLengthExceeded])
+    @pytest.mark.parametrize("kind", [ApiClientError, ContextLengthExceeded])
     def test_what_another_attempt_cannot_cure_is_told_at_once(self, kind: type[DomainError]) -> None:
         servers = [Server("a:1"), Server("b:1")]
         world = World([servers[0]], [servers[1]])

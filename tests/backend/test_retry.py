@@ -20,8 +20,15 @@ from ai_ticket.errors import (
     InternalError,
 )
 
-CURABLE = [ApiConnectionError, ApiServerError, ApiResponseFormatError, ApiResponseStructureError, ApiRateLimited]
-FINAL = [ApiClientError, ApiAuthenticationError, ContextLengthExceeded, InternalError]
+CURABLE = [
+    ApiAuthenticationError,
+    ApiConnectionError,
+    ApiServerError,
+    ApiResponseFormatError,
+    ApiResponseStructureError,
+    ApiRateLimited,
+]
+FINAL = [ApiClientError, ContextLengthExceeded, InternalError]
 
 
 @pytest.mark.parametrize("kind", CURABLE)
