@@ -1,5 +1,7 @@
 """HTTP/2 on one connection: h2 keeps the protocol's state, this turns streams into requests and answers into frames."""
 
+from contextlib import suppress
+
 import h2.config
 import h2.connection
 import h2.errors
@@ -70,12 +72,13 @@ class Http2:
         try:
             events = self._h2.receive_data(data)
         except h2.exceptions.ProtocolError as error:
-            self._log.info(
-                "HTTP/2 protocol error: {error}", error=f"{type(error).__name__} {error}", peer=self._connection.peer
-            )
+            # Its text is not logged: h2 quotes header values, a token's among them.
+            self._log.info("HTTP/2 protocol error: {error}", error=type(error).__name__, peer=self._connection.peer)
             self._end_connection()
             return
         for event in events:
+            if self._closing:
+                return
             self._handle(event)
         self._write()
 
@@ -153,13 +156,11 @@ class Http2:
 
     def _let_more_in(self, size: int, stream_id: int | None) -> None:
         """Open the connection's window again, and the stream's where its body is wanted: of others no more can come."""
-        try:
+        with suppress(h2.exceptions.ProtocolError):
             if stream_id is not None:
                 self._h2.acknowledge_received_data(size, stream_id)
-                return
-        except h2.exceptions.StreamClosedError:
-            self._log.debug("data came on a stream that is closed meanwhile")
-        self._h2.increment_flow_control_window(size)
+            else:
+                self._h2.increment_flow_control_window(size)
 
     def _body_ended(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
@@ -201,7 +202,9 @@ class Http2:
 
     def send_continue(self, stream: Stream) -> None:
         """Tell the stream's caller to send the body."""
-        self._h2.send_headers(stream.id, [(b":status", b"100")])
+        # h2 has read the whole packet already: the stream, or the connection, may have ended further on in it.
+        with suppress(h2.exceptions.ProtocolError):
+            self._h2.send_headers(stream.id, [(b":status", b"100")])
         self._write()
 
     def send(self, stream: Stream, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
@@ -226,7 +229,7 @@ class Http2:
         head += [header for header in headers if header[0] != b"connection"]
         try:
             self._h2.send_headers(stream.id, head, end_stream=end_stream)
-        except h2.exceptions.StreamClosedError:
+        except h2.exceptions.ProtocolError:
             self._forget(stream)
             return False
         return True
@@ -240,6 +243,12 @@ class Http2:
         """Send what flow control and the transport allow of a stream's answer; slow its producer down if need be."""
         if stream.id not in self._streams or stream.answered:
             return
+        try:
+            self._flush(stream)
+        except h2.exceptions.ProtocolError:
+            self._log.debug("an answer's stream has ended further on in the packet")
+
+    def _flush(self, stream: Stream) -> None:
         sent = False
         while not self._blocked and not stream.answered and (stream.pending or stream.complete):
             window = min(self._h2.local_flow_control_window(stream.id), self._h2.max_outbound_frame_size)

@@ -154,8 +154,9 @@ class Site:
         )
 
     def _failed(self, failure: Failure, request: Request) -> None:
-        """Answering itself failed: a bug. The caller is not left waiting."""
-        self._in_flight.pop(request, None)
+        """Answering itself failed: a bug."""
+        if request in self._in_flight:
+            self._finished(request, None, 500)
         self._log.failure("answering a request failed", failure, request_id=request.id)
 
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from surface import MAX_BODY, Surface, make_surface
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
+from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 BODY = b'{"content": "hello"}'
@@ -109,6 +110,43 @@ def test_a_refused_caller_who_stops_short_leaves_the_other_streams_alone(surface
     client.exchange()
     assert client.response(other)[0] == 200
     assert not client.transport.disconnecting
+
+
+def test_what_ends_within_the_packet_that_begins_it(surface: Surface) -> None:
+    """h2 reads a whole packet before we see its first event: the stream may be gone by the time that we answer."""
+    surface.pipeline.answer = lambda: Deferred()
+    head = [(":method", "GET"), (":path", "/health/live"), (":scheme", "https"), (":authority", "x")]
+    client = surface.connect2()
+    client.h2.send_headers(1, head, end_stream=True)
+    client.h2.reset_stream(1)
+    client.h2.send_headers(3, [*head, ("expect", "100-continue")])
+    client.h2.reset_stream(3)
+    client.h2.send_headers(5, head, end_stream=True)
+    client.exchange()
+    assert surface.recorder.in_flight == 0
+    last = surface.connect2()
+    last.h2.send_headers(1, head, end_stream=True)
+    last.h2.close_connection()
+    last.exchange()
+    assert surface.recorder.in_flight == 0
+
+
+def test_a_token_that_h2_refuses_is_not_logged(surface: Surface) -> None:
+    logged: list[str] = []
+
+    def observe(event: dict[str, object]) -> None:
+        logged.append(str(event))
+
+    globalLogPublisher.addObserver(observe)
+    client = surface.connect2()
+    head = [(":method", "GET"), (":path", "/health/live"), (":scheme", "https"), (":authority", "x")]
+    client.h2.config.validate_outbound_headers = False
+    client.h2.config.normalize_outbound_headers = False
+    client.h2.send_headers(1, [*head, ("x-api-key", "canary ")], end_stream=True)
+    client.connection.dataReceived(client.h2.data_to_send())
+    globalLogPublisher.removeObserver(observe)
+    assert any("protocol error" in line for line in logged)
+    assert "canary" not in "".join(logged)
 
 
 def test_an_empty_body_of_a_refused_request(surface: Surface) -> None:
