@@ -202,7 +202,11 @@ class Http1:
         try:
             while self._pieces and not self._discarding:
                 piece, value = self._pieces[0]
-                if piece in (_Piece.HEAD, _Piece.BROKEN) and self._request is not None:
+                if piece is _Piece.BROKEN and self._request is not None and self._body_open:
+                    self._give_up_body(self._request)
+                elif piece in (_Piece.HEAD, _Piece.BROKEN) and self._request is not None:
+                    break
+                if self._discarding:
                     break
                 self._pieces.popleft()
                 if isinstance(value, Request):
@@ -219,6 +223,15 @@ class Http1:
         if self._paused and len(self._pieces) <= MAX_PIPELINED:
             self._paused = False
             self._transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def _give_up_body(self, request: Request) -> None:
+        """The body of the request under way can't be read on: nobody must wait for the rest of it."""
+        self._request = None
+        request.connection_lost()
+        if request.responded:
+            self._pieces.clear()
+            self._discarding = True
+            self._connection.close()
 
     def _begin(self, request: Request) -> None:
         self._request = request

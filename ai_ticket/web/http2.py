@@ -152,10 +152,11 @@ class Http2:
         if stream is not None and wanted:
             stream.request.body_received(event.data)
         if event.flow_controlled_length:
-            self._let_more_in(event.flow_controlled_length, event.stream_id if wanted else None)
+            # Also where it is not wanted: some callers see the answer only once they have sent all (httpx, for one).
+            self._let_more_in(event.flow_controlled_length, event.stream_id if stream is not None else None)
 
     def _let_more_in(self, size: int, stream_id: int | None) -> None:
-        """Open the connection's window again, and the stream's where its body is wanted: of others no more can come."""
+        """Open the connection's window again, and the stream's unless it is over."""
         with suppress(h2.exceptions.ProtocolError):
             if stream_id is not None:
                 self._h2.acknowledge_received_data(size, stream_id)

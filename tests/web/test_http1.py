@@ -214,6 +214,18 @@ def test_what_is_not_http(surface: Surface, data: bytes, status: int) -> None:
     assert surface.recorder.in_flight == 0
 
 
+@pytest.mark.parametrize("rubbish", [b"zz\r\n", b"3\r\nabcde", b"fffffffffffffffff\r\n"])
+def test_a_chunked_body_that_is_malformed(surface: Surface, rubbish: bytes) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    connection.dataReceived(rubbish)
+    [(status, headers, _)] = parse_responses(transport.value())
+    assert (status, headers["connection"]) == (400, "close")
+    assert transport.disconnecting
+    assert surface.recorder.in_flight == 0
+    assert surface.pipeline.events == []
+
+
 def test_rubbish_behind_a_request_waits_for_its_answer(surface: Surface) -> None:
     waiting: Deferred[object] = Deferred()
     surface.pipeline.answer = lambda: waiting
