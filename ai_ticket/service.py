@@ -123,7 +123,7 @@ class AITicket(MultiService):
         if self._watch.running:
             self._watch.stop()
         for port in self._ports:
-            await Deferred.fromCoroutine(_stopped(port))
+            await _stopped(port)
         for connections in self._connections:
             connections.stop()
         await super().stopService()  # type: ignore[no-untyped-call]
@@ -193,7 +193,7 @@ class AITicket(MultiService):
     async def _drain(self) -> None:
         """Close the ports, let what is in flight finish within the grace period, then close what is open."""
         for port in self._ports:
-            await Deferred.fromCoroutine(_stopped(port))
+            await _stopped(port)
         self._ports.clear()
         for connections in self._connections:
             connections.drain()

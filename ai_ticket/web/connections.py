@@ -5,10 +5,8 @@ from email.utils import formatdate
 from typing import Protocol as Interface
 
 from msgspec import Struct
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IHandshakeListener,
-    IProtocolNegotiationFactory,
     IReactorTime,
     ITransport,
 )
@@ -141,7 +139,6 @@ class Connections:
         self._open: dict[Connection, None] = {}
         self._sweep = LoopingCall(self._check_deadlines)
         self._sweep.clock = clock
-        self._empty: Deferred[None] | None = None
         self._date = (-1, b"")
         self._refusals = 0
         self.timeouts = timeouts
@@ -213,7 +210,6 @@ class Connections:
             connection.check_deadlines(now)
 
 
-@implementer(IProtocolNegotiationFactory)
 class ConnectionFactory(Factory):
     """Makes a `Connection` of each accepted socket."""
 
@@ -228,7 +224,3 @@ class ConnectionFactory(Factory):
         """A connection from this address."""
         host = str(getattr(addr, "host", ""))
         return Connection(self._connections, self._listener, host.removeprefix("::ffff:"), self._secure)
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """What is offered by ALPN, best first."""
-        return [b"h2", b"http/1.1"]

@@ -148,8 +148,7 @@ class Http2:
 
     def _body_received(self, event: h2.events.DataReceived) -> None:
         stream = self._streams.get(event.stream_id)
-        wanted = stream is not None and not stream.answered
-        if stream is not None and wanted:
+        if stream is not None and not stream.answered:
             stream.request.body_received(event.data)
         if event.flow_controlled_length:
             # Also where it is not wanted: some callers see the answer only once they have sent all (httpx, for one).

@@ -76,7 +76,7 @@ def test_a_format_that_does_not_fit_is_still_a_line() -> None:
 def test_the_standard_librarys_loggers_come_out_here_too() -> None:
     captured = Captured()
     globalLogPublisher.addObserver(captured.logs.observer)
-    logger = logging.getLogger("a.library")
+    logger = logging.getLogger("some.library")
     handler = Bridge()
     logger.addHandler(handler)
     try:
@@ -89,7 +89,7 @@ def test_the_standard_librarys_loggers_come_out_here_too() -> None:
         logger.removeHandler(handler)
         globalLogPublisher.removeObserver(captured.logs.observer)
     first, second = captured.lines
-    assert (first["level"], first["logger"], first["message"]) == ("WARN", "a.library", "a message {with} braces")
+    assert (first["level"], first["logger"], first["message"]) == ("WARN", "some.library", "a message {with} braces")
     assert "ValueError: why" in second["exception"]
 
 
