@@ -1,7 +1,7 @@
 """Reads the settings from the environment and the environment file, and says what is wrong with them.
 
-The environment wins over the file. An empty value counts as unset. `KOBOLDCPP_PASSWORD_FILE` names a file that holds
-the value of its twin.
+The environment wins over the file. An empty value counts as unset. `KOBOLDCPP_PASSWORD_FILE` and `REDIS_URL_FILE` name
+files that hold the values of their twins.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from ai_ticket.backend.address import parse_api_urls, parse_passwords, parse_slo
 from ai_ticket.settings import NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
 
 ENV_FILE = "AI_TICKET_ENV_FILE"
-FILE_TWINS = {"KOBOLDCPP_PASSWORD_FILE": "KOBOLDCPP_PASSWORD"}
+FILE_TWINS = {"KOBOLDCPP_PASSWORD_FILE": "KOBOLDCPP_PASSWORD", "REDIS_URL_FILE": "REDIS_URL"}
 OWN_PREFIXES = ("AI_TICKET_", "KOBOLDCPP_", "RATE_LIMIT_")
 LARGEST_FILE = 1_048_576
 
@@ -132,8 +132,8 @@ def _convert(variable: Variable, text: str) -> Any:
     value: Any = text
     if plain is bool:
         value = _BOOLEANS.get(text.lower())
-    elif get_origin(plain) is not None and text.upper() in get_args(plain):
-        value = text.upper()
+    elif get_origin(plain) is not None:
+        value = next((allowed for allowed in get_args(plain) if allowed.lower() == text.lower()), text)
     try:
         return msgspec.convert(value, variable.type, strict=plain not in (int, float))
     except msgspec.ValidationError:
@@ -149,6 +149,8 @@ def _contradictions(settings: Settings) -> list[str]:
             "AI_TICKET_AUTH_TOKEN: no token is configured; set it or AI_TICKET_AUTH_TOKEN_FILE, "
             "or AI_TICKET_AUTH=off to let anyone in"
         )
+    if settings.rate_limit_backend == "redis" and settings.redis_url is None:
+        found.append("REDIS_URL: not set, though RATE_LIMIT_BACKEND=redis needs it (or REDIS_URL_FILE)")
     try:
         ranks = parse_api_urls(settings.koboldcpp_api_url)
     except ValueError as error:

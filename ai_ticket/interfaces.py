@@ -3,17 +3,47 @@
 from typing import Protocol
 
 from msgspec import Struct
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
 from ai_ticket.event import Completion, Event
 
 
 class Client(Struct, frozen=True):
-    """Who calls. `key` tells clients apart without giving away a token; `name` is what the token file calls it."""
+    """Who calls.
+
+    `key` tells callers apart in the queue (by token; by address where authentication is off) and `quota` for the rate
+    limit (as RATE_LIMIT_BY says), neither giving away a token. `name` is what the token file calls the token, `address`
+    the caller's IP address as far as trusted proxies tell it. `weight` is its turns in a round of the queue.
+    """
 
     key: str
     name: str | None
     address: str
+    quota: str = ""
+    weight: int = 1
+
+
+class Admission(Struct, frozen=True):
+    """What a limiter says to a call.
+
+    `remaining` is how many further calls would be admitted now; `retry_after` the seconds until one more than that
+    would be, at the latest: where `admitted` is false, a call at that time is admitted.
+    """
+
+    admitted: bool
+    remaining: int
+    retry_after: float
+
+
+class Limiter(Protocol):
+    """Admits at most `limit` calls of a client within any `window` seconds."""
+
+    limit: int
+    window: float
+
+    def admit(self, client: str) -> Deferred[Admission]:
+        """Whether a call may go on. An admitted call counts from now on; a refused one uses nothing up."""
 
 
 class BackendState(Struct, frozen=True):
@@ -59,16 +89,69 @@ class Backend(Protocol):
         """Ask the server what it is, without generating anything. Never fails: the state says what is wrong."""
 
 
+class Job(Struct, eq=False, kw_only=True):
+    """An event on its way through the pipeline.
+
+    `deadline` is the clock's time by which it must be done, in seconds. An event of a `batch` has none until it begins:
+    it waits for room as long as it takes, behind the other events of its client, and then has `timeout` seconds.
+    `sink` takes the text as it comes; the `Completion` then has none.
+
+    The pipeline fills in when it was queued, when it began and when it ended.
+    """
+
+    event: Event
+    client: Client
+    timeout: float
+    deadline: float | None = None
+    batch: bool = False
+    sink: Sink | None = None
+    queued_at: float | None = None
+    began_at: float | None = None
+    ended_at: float | None = None
+
+    def queue_seconds(self, now: float) -> float:
+        """How long it has waited for its turn."""
+        return 0.0 if self.queued_at is None else (now if self.began_at is None else self.began_at) - self.queued_at
+
+    def backend_seconds(self, now: float) -> float:
+        """How long the backend has taken so far, its retries included."""
+        return 0.0 if self.began_at is None else (now if self.ended_at is None else self.ended_at) - self.began_at
+
+
 class Pipeline(Protocol):
     """Takes events in, and answers each when its turn has come."""
 
-    async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
-        """Wait for a slot and generate.
+    @property
+    def max_concurrency(self) -> int:
+        """How many events it has under way at a time, at the most. No batch need offer more at once."""
 
-        @param deadline: the clock's time by which it must be done, in seconds.
-        @param sink: takes the text as it comes; the `Completion` then has none.
+    async def submit(self, job: Job) -> Completion:
+        """Wait for a slot and generate; cancelling leaves the queue, or stops the generation.
+
         @raise DomainError: `Overloaded`, `DeadlineExceeded`, or what the backend raises.
         """
+
+    def check_room(self, client: Client, deadline: float) -> None:
+        """Whether an event of this client, submitted now, would be taken in.
+
+        @raise Overloaded: it would not.
+        """
+
+    def position(self, job: Job) -> int | None:
+        """Which place in the queue it has, 1 being the next; None once it has begun."""
+
+
+class PipelineRecorder(Protocol):
+    """Is told what happens in the pipeline."""
+
+    def event_began(self, waited: float) -> None:
+        """An event's turn has come, after so many seconds."""
+
+    def event_ended(self, outcome: str, handled: float | None) -> None:
+        """An event has ended: `ok`, an error's code, or `cancelled`; `handled` seconds after it began, if it did."""
+
+    def batch_ended(self, size: int, seconds: float) -> None:
+        """The last of the events that were taken from the queue together has ended."""
 
 
 class Recorder(Protocol):
@@ -82,3 +165,6 @@ class Recorder(Protocol):
 
     def authentication_failed(self, reason: str) -> None:
         """A request had no token (`missing`) or a wrong one (`invalid`)."""
+
+    def rate_limited(self, reason: str) -> None:
+        """A request was refused: its client's `quota` is used up, or its address sent too many an `invalid_token`."""

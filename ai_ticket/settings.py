@@ -52,6 +52,28 @@ class Settings(Struct, frozen=True, kw_only=True):
         Seconds, _help("time between looks at whether the token file has changed")
     ] = 30.0
 
+    trust_proxy_count: Annotated[
+        Annotated[int, Meta(ge=0, le=16)],
+        _help("proxies in front whose X-Forwarded-For entries are believed; 0: the header is ignored"),
+    ] = 0
+    rate_limit_requests: Annotated[
+        Annotated[int, Meta(ge=0, le=1_000_000)], _help("events of a client within the window; 0: no limit")
+    ] = 120
+    rate_limit_window_seconds: Annotated[Seconds, _help("length of the sliding window")] = 60.0
+    rate_limit_by: Annotated[
+        Literal["ip", "token"], _help("whether a client is an IP address (IPv6: its /64) or a token")
+    ] = "ip"
+    rate_limit_max_clients: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000_000)],
+        _help("clients that are counted each for itself; newcomers beyond share one quota"),
+    ] = 100_000
+    rate_limit_backend: Annotated[
+        Literal["memory", "redis"], _help("where calls are counted; redis shares the count among several services")
+    ] = "memory"
+    redis_url: Annotated[
+        str | None, _secret("`redis://[user:password@]host[:port][/database]`, rediss:// for TLS, unix:///path")
+    ] = None
+
     koboldcpp_api_url: Annotated[
         Text,
         _help(
@@ -79,7 +101,25 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = None
     koboldcpp_idle_timeout_seconds: Annotated[Seconds, _help("longest silence between two tokens")] = 30.0
 
-    queue_limit: Annotated[int, Meta(ge=0, le=1_000_000), _help("events that may wait for a slot")] = 256
+    max_concurrency: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)] | None,
+        _help("events under way at a time, at the most; unset: the larger of 8 and all slots"),
+    ] = None
+    queue_limit: Annotated[
+        int, Meta(ge=0, le=1_000_000), _help("events that may wait for a slot, those of batches not counted")
+    ] = 256
+    batch_size: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)], _help("events that are taken from the queue together, at the most")
+    ] = 16
+    batch_linger_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=60)], _help("how long to wait for more events to take together")
+    ] = 0.0
+    max_batch_events: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)], _help("events in a JSON array to POST /events")
+    ] = 1000
+    max_batch_body_bytes: Annotated[
+        Annotated[int, Meta(ge=1024, le=268_435_456)], _help("size of a JSON array to POST /events")
+    ] = 4_194_304
     request_timeout_seconds: Annotated[Seconds, _help("an event's deadline, from its arrival, waiting included")] = 120
     default_max_tokens: Annotated[Count, _help("max_tokens of an event that names none")] = 512
     max_tokens_limit: Annotated[Count, _help("largest max_tokens that an event may ask for")] = 4096
@@ -96,11 +136,9 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 NOT_YET_IN_FORCE = frozenset(
     """
-    BATCH_LINGER_SECONDS BATCH_SIZE CORS_ALLOW_ORIGINS LOG_FORMAT LOG_PAYLOADS
-    MAX_BATCH_BODY_BYTES MAX_BATCH_EVENTS MAX_CONCURRENCY MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
+    CORS_ALLOW_ORIGINS LOG_FORMAT LOG_PAYLOADS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
     OTEL_EXPORTER_OTLP_ENDPOINT OTEL_SERVICE_NAME OTEL_TRACES_EXPORTER OTEL_TRACES_SAMPLER OTEL_TRACES_SAMPLER_ARG
-    RATE_LIMIT_BACKEND RATE_LIMIT_BY RATE_LIMIT_MAX_CLIENTS RATE_LIMIT_REQUESTS RATE_LIMIT_WINDOW_SECONDS
-    REDIS_URL REDIS_URL_FILE SHUTDOWN_DELAY_SECONDS TRUST_PROXY_COUNT WORKERS
+    SHUTDOWN_DELAY_SECONDS WORKERS
     """.split()
 )
 """Variables of the contract whose feature comes later: known, answered with a warning, without effect."""

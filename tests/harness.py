@@ -21,8 +21,9 @@ from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
 from ai_ticket.backend.body import remember_end
+from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Usage
-from ai_ticket.interfaces import BackendState, Client, Sink
+from ai_ticket.interfaces import BackendState, Client, Job, Sink
 from ai_ticket.web.connections import Connection, Connections, Listener, Timeouts
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
@@ -40,6 +41,7 @@ class Recorded:
     in_flight: int = 0
     finished: list[tuple[str, str, int]] = field(default_factory=list)
     auth_failures: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def request_started(self) -> None:
         self.in_flight += 1
@@ -50,6 +52,9 @@ class Recorded:
 
     def authentication_failed(self, reason: str) -> None:
         self.auth_failures.append(reason)
+
+    def rate_limited(self, reason: str) -> None:
+        self.refused.append(reason)
 
 
 class MemoryBackend:
@@ -76,15 +81,27 @@ class MemoryPipeline:
     """A `Pipeline` that answers at once, and remembers what came."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[Event, Client, float]] = []
-        self.sinks: list[Sink | None] = []
+        self.jobs: list[Job] = []
         self.answer: Callable[[], Any] = lambda: succeed(COMPLETION)
+        self.refusal: DomainError | None = None
+        self.place: int | None = None
+        self.max_concurrency = 8
 
-    async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
-        self.sinks.append(sink)
-        self.events.append((event, client, deadline))
+    @property
+    def events(self) -> list[Event]:
+        return [job.event for job in self.jobs]
+
+    async def submit(self, job: Job) -> Completion:
+        self.jobs.append(job)
         found: Completion = await self.answer()
         return found
+
+    def check_room(self, client: Client, deadline: float) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    def position(self, job: Job) -> int | None:
+        return self.place
 
 
 class MemoryTransport(StringTransport):

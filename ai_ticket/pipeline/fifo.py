@@ -6,8 +6,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import DeadlineExceeded, Overloaded
-from ai_ticket.event import Completion, Event
-from ai_ticket.interfaces import Backend, Client, Sink
+from ai_ticket.event import Completion
+from ai_ticket.interfaces import Backend, Client, Job
 
 PATIENCE_SECONDS = 0.5
 """How long after an event's deadline the backend may take to say so."""
@@ -41,8 +41,21 @@ class FifoPipeline:
         """Events at the model server."""
         return self._running
 
-    async def submit(self, event: Event, client: Client, deadline: float, sink: Sink | None = None) -> Completion:
+    @property
+    def max_concurrency(self) -> int:
+        """Events at the model server, at the most."""
+        return self._slots()
+
+    def check_room(self, client: Client, deadline: float) -> None:
+        """Whether an event would be taken in."""
+
+    def position(self, job: Job) -> int | None:
+        """Its place in the queue."""
+        return None
+
+    async def submit(self, job: Job) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation."""
+        event, deadline, sink = job.event, job.deadline or self._clock.seconds() + job.timeout, job.sink
         await self._take_slot(deadline)
         begun = self._clock.seconds()
         generating = Deferred.fromCoroutine(self._backend.complete(event, deadline, sink))

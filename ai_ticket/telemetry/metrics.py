@@ -56,6 +56,14 @@ class Metrics:
             registry=registry,
         )
         self._auth_failures = {reason: auth_failures.labels(reason) for reason in ("missing", "invalid")}
+        rate_limited = Counter(
+            "server_rate_limited",
+            "Requests refused because their client has sent too many.",
+            ("reason",),
+            namespace=namespace,
+            registry=registry,
+        )
+        self._rate_limited = {reason: rate_limited.labels(reason) for reason in ("quota", "invalid_token")}
         build = Gauge("build_info", "The version that runs.", ("version",), namespace=namespace, registry=registry)
         build.labels(__version__).set(1)
         ProcessCollector(registry=registry)
@@ -84,6 +92,10 @@ class Metrics:
     def authentication_failed(self, reason: str) -> None:
         """A request had no valid token."""
         self._auth_failures[reason].inc()
+
+    def rate_limited(self, reason: str) -> None:
+        """A request was refused because its client has sent too many."""
+        self._rate_limited[reason].inc()
 
     def render(self) -> bytes:
         """All families in the Prometheus text format."""

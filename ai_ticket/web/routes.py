@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import ShuttingDown
 from ai_ticket.event import Completion, Event, EventLimits, parse_event
-from ai_ticket.interfaces import BackendState, Pipeline
+from ai_ticket.interfaces import BackendState, Job, Pipeline
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
 from ai_ticket.web.request import Request, Response
@@ -54,8 +54,10 @@ class EventRoutes:
         deadline = request.arrived + self._request_timeout
         if event.stream:
             stream = EventStream(request, self._clock)
-            return await stream.answer(event, lambda sink: self._pipeline.submit(event, client, deadline, sink))
-        completion = await self._pipeline.submit(event, client, deadline)
+            job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline, sink=stream)
+            return await stream.answer(event, self._pipeline.submit(job))
+        job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline)
+        completion = await self._pipeline.submit(job)
         return json_response(_answer(completion, event, request.id))
 
     def _require_size(self, request: Request) -> None:

@@ -1,6 +1,6 @@
 """Answers in pieces to `POST /event`: server-sent events, from tokens as they come (contract, "The answer")."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import msgspec
 from msgspec import Struct
@@ -11,7 +11,6 @@ from zope.interface import implementer
 
 from ai_ticket.errors import DomainError, InternalError, ShuttingDown
 from ai_ticket.event import Completion, Event, FinishReason, Usage
-from ai_ticket.interfaces import Sink
 from ai_ticket.web.faults import error_object
 from ai_ticket.web.request import Request, Response
 
@@ -58,13 +57,13 @@ class EventStream:
         self._lags = False
         self._sign_of_life: IDelayedCall | None = clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
 
-    async def answer(self, event: Event, submit: Callable[[Sink], Awaitable[Completion]]) -> Streamed:
-        """Stream what `submit` puts into the sink that it is given, and then how it ended.
+    async def answer(self, event: Event, completing: Awaitable[Completion]) -> Streamed:
+        """Stream what comes into this sink, and then how it ended.
 
         @raise DomainError: it failed before anything was sent.
         """
         try:
-            completion = await submit(self)
+            completion = await completing
         except CancelledError:
             if self._request.lost or not self._request.streaming:
                 raise

@@ -25,7 +25,7 @@ from ai_ticket.settings import variables
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings but the test's own, and a working directory with nothing in it."""
-    for name in {*variables(), "AI_TICKET_ENV_FILE", "KOBOLDCPP_PASSWORD_FILE"}:
+    for name in {*variables(), "AI_TICKET_ENV_FILE", "KOBOLDCPP_PASSWORD_FILE", "REDIS_URL_FILE"}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 

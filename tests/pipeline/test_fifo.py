@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from ai_ticket.errors import ApiServerError, DeadlineExceeded, Overloaded
 from ai_ticket.event import Completion, Event, Message, Parameters
-from ai_ticket.interfaces import BackendState, Client, Sink
+from ai_ticket.interfaces import BackendState, Client, Job, Sink
 from ai_ticket.pipeline.fifo import FifoPipeline
 
 CLIENT = Client("k", None, "192.0.2.1")
@@ -20,6 +20,10 @@ CLIENT = Client("k", None, "192.0.2.1")
 
 def event(number: int) -> Event:
     return Event([Message("user", str(number))], Parameters(max_tokens=5))
+
+
+def job(number: int, deadline: float) -> Job:
+    return Job(event=event(number), client=CLIENT, timeout=100, deadline=deadline)
 
 
 class World:
@@ -31,7 +35,7 @@ class World:
         self.pipeline = FifoPipeline(self.backend, self.clock, queue_limit)
 
     def submit(self, number: int, seconds: float = 100) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.pipeline.submit(event(number), CLIENT, self.clock.seconds() + seconds))
+        return Deferred.fromCoroutine(self.pipeline.submit(job(number, self.clock.seconds() + seconds)))
 
     @property
     def running(self) -> list[str]:
@@ -160,7 +164,7 @@ def test_a_newcomer_does_not_take_a_new_slot_before_those_who_wait() -> None:
 def test_a_long_queue_that_fails_at_once_does_not_overflow_the_stack() -> None:
     clock, backend = Clock(), RefusingBackend()
     pipeline = FifoPipeline(backend, clock, 5000)
-    submitted = [Deferred.fromCoroutine(pipeline.submit(event(0), CLIENT, 100.0)) for _ in range(5000)]
+    submitted = [Deferred.fromCoroutine(pipeline.submit(job(0, 100.0))) for _ in range(5000)]
     gate, backend.gate = backend.gate, None
     assert gate is not None
     gate.callback(None)

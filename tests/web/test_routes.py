@@ -41,7 +41,8 @@ def test_worked_case(surface: Surface, case: dict[str, Any], http2: bool) -> Non
         assert case.get("details_mentions", "") in f"{found['details']} {found['message']}"
         assert set(found) == {"error", "message", "details", "request_id"}
         return
-    [(event, client_, deadline)] = surface.pipeline.events
+    [job] = surface.pipeline.jobs
+    event, client_, deadline = job.event, job.client, job.deadline
     assert [(message.role, message.content) for message in event.messages] == [
         (message["role"], message["content"]) for message in case["messages"]
     ]

@@ -41,7 +41,7 @@ class Stream:
 
     @property
     def sink(self) -> Sink:
-        sink = self.surface.pipeline.sinks[-1]
+        sink = self.surface.pipeline.jobs[-1].sink
         assert sink is not None
         return sink
 
