@@ -1,7 +1,7 @@
 """Access tokens as the settings and the token file write them. Reads text alone: no file, nothing of the network.
 
-A line of the token file is `token`, `name token` or `name;weight=4 token`. `sha256:<hex>` may stand for any token. Blank
-lines, and those that begin with `#` say nothing.
+A line of the token file is `token`, `name token` or `name;weight=4 token`. `sha256:<hex>` may stand for any token.
+Blank lines and those that begin with `#` say nothing.
 """
 
 import re
@@ -19,7 +19,7 @@ _WEIGHT = re.compile(r"weight=([0-9]{1,9})")
 
 
 class Token(Struct, frozen=True):
-    """An accepted token: only its SHA-256 digest is kept, the name that it has, and its turns in a round of the queue."""
+    """An accepted token: its SHA-256 digest, not itself; the name of who has it; its turns in a round of the queue."""
 
     digest: bytes
     name: str | None = None

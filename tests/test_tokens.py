@@ -17,7 +17,8 @@ def token(text: str, name: str | None = None, weight: int = 1) -> Token:
 
 
 def test_lines_of_a_token_file() -> None:
-    text = f"\ufeff# comment\r\n\n one \nbob two\nsha256:{HEX}\n\tcarol;weight=4  four\r\ndave;weight=100 sha256:{'AB' * 32}"
+    text = f"\ufeff# comment\r\n\n one \nbob two\nsha256:{HEX}\n\tcarol;weight=4  four\r\n"
+    text += f"dave;weight=100 sha256:{'AB' * 32}"
     assert parse_tokens(text) == [
         token("one"),
         token("two", "bob"),
@@ -111,7 +112,7 @@ def test_of_the_same_token_in_both_places_the_file_gives_the_name() -> None:
 
 @given(st.text(alphabet="ab \t;=weight49#:\ufeff\r\x0b\xa0\x00", max_size=40))
 def test_service_and_command_line_read_a_line_alike(text: str) -> None:
-    """What the one takes for a name's token, the other does not overlook, or a second one of that name would be added."""
+    """What the one takes for a name's token the other does not overlook, or there would soon be two of that name."""
     try:
         [strict] = parse_tokens(text)
     except ValueError:

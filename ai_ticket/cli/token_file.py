@@ -32,8 +32,8 @@ class NameTaken(Exception):
 def store(path: Path, new: Line, *, replace: bool) -> bool:
     """Put a line into the file, at its end, or with `replace` where that name was; say whether it replaced one.
 
-    The line that takes another's place has its weight too, unless it brings one. Other lines stay as they are, and so
-    do the file's mode and owner. A new file is its owner's alone. Readers see the old file or the new one, never a part.
+    What takes another's place has its weight too, unless it brings one. Other lines stay as they are, and so do the
+    file's mode and owner. A new file is its owner's alone. Readers see the old file or the new one, never a part.
 
     @raise NameTaken: the name is there and may not be replaced. @raise OSError: the file can't be written.
     """

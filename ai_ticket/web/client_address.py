@@ -1,4 +1,4 @@
-"""The caller's IP address, behind however many proxies are trusted to tell it, and whose quota an address counts for."""
+"""The caller's IP address, behind however many proxies are trusted to tell it, and whose quota it counts for."""
 
 import re
 from functools import lru_cache
@@ -14,7 +14,7 @@ _WITH_PORT = re.compile(r"\[([^\[\]]*:[^\[\]]*)\](?::[0-9]{1,5})?|([0-9.]+):[0-9
 
 
 def client_address(peer: str, forwarded_for: bytes | None, trusted: int) -> str:
-    """The address that the outermost trusted proxy saw: in all X-Forwarded-For headers together the n-th from the right.
+    """The address that the outermost trusted proxy saw: the n-th from the right of all X-Forwarded-For headers.
 
     Each proxy adds the address that it was called from at the right end; what stands further to the left came from the
     caller, who can write anything there. It is not looked at.
