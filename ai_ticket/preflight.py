@@ -41,7 +41,7 @@ def _others_may(path: str, variable: str) -> Iterator[str]:
         return  # where it matters, `problems` says so
     can = " and ".join(word for bit, word in ((stat.S_IROTH, "read"), (stat.S_IWOTH, "change")) if mode & bit)
     if can:
-        yield f"{variable}: every user of this machine may {can} {path} (mode {mode:04o}); it should be its owner's alone"
+        yield f"{variable}: every user of this machine may {can} {path} (mode {mode:04o}); chmod 600 it"
 
 
 def _open_doors(settings: Settings) -> Iterator[str]:
