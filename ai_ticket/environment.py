@@ -114,9 +114,9 @@ def overridden(loaded: Loaded, names: Collection[str]) -> list[str]:
     """One line for each of these variables that the environment file would have otherwise than the environment has."""
     found = []
     for name in names:
-        ours, theirs = (values.get(name, "").strip() for values in (loaded.origin.environ, loaded.env_file))
-        if ours and theirs and ours != theirs:
-            ours, theirs = shown(name, ours), shown(name, theirs)
+        ours, theirs = loaded.origin.environ.get(name), loaded.env_file.get(name, "").strip()
+        if ours is not None and theirs and ours.strip() != theirs:
+            ours, theirs = shown(name, ours.strip() or "nothing"), shown(name, theirs)
             found.append(f"{name}: the environment has {ours}, which overrides {theirs} in {loaded.origin.env_file}")
     return found
 

@@ -77,16 +77,14 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     settings = loaded.settings
     random = Random()  # noqa: S311 - only jitter comes from it
     metrics = Metrics(settings.metrics_namespace, CollectorRegistry())
+    invalid_tokens = MemoryLimiter(
+        reactor, limit=INVALID_TOKENS, window=INVALID_TOKENS_SECONDS, max_clients=settings.rate_limit_max_clients
+    )
     authenticator = Authenticator(
         parse_token_list(settings.ai_ticket_auth_token or ""),
         enabled=settings.ai_ticket_auth,
         recorder=metrics,
-        invalid_tokens=MemoryLimiter(
-            reactor,
-            limit=INVALID_TOKENS,
-            window=INVALID_TOKENS_SECONDS,
-            max_clients=settings.rate_limit_max_clients,
-        ),
+        invalid_tokens=invalid_tokens,
         trusted_proxies=settings.trust_proxy_count,
         quota_by=settings.rate_limit_by,
     )

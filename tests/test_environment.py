@@ -237,3 +237,5 @@ def test_what_the_environment_overrides(tmp_path: Path) -> None:
         f"AI_TICKET_AUTH_TOKEN: the environment has (hidden), which overrides (hidden) in {tmp_path}/.env",
     ]
     assert overridden(loaded(LOG_LEVEL=" DEBUG ", AI_TICKET_AUTH_TOKEN="sesame"), names) == []
+    [line] = overridden(loaded(LOG_LEVEL=""), ["LOG_LEVEL"])
+    assert line.startswith("LOG_LEVEL: the environment has nothing, which overrides DEBUG")

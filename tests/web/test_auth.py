@@ -1,5 +1,6 @@
 """Who calls, and the file that tokens are read from."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import pytest
 from few_calls import FewCalls
 from harness import Recorded
+from surface import Surface
 from twisted.internet.defer import Deferred, execute
 from twisted.logger import globalLogPublisher
 
@@ -133,6 +135,19 @@ def test_who_has_a_valid_token_does_not_wait_for_the_limiter() -> None:
     assert door.client("a")
     [(waiting, answer)] = door.limiter.waiting
     waiting.callback(answer)
+
+
+def test_too_many_invalid_tokens_are_refused_from_the_head(surface: Surface) -> None:
+    """The body need not come; and a valid token is let in from the same address."""
+    head = b"POST /event HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16\r\nX-API-Key: "
+    for _ in range(10):
+        [(status, headers, _)] = surface.http1(head + b"wrong\r\n\r\n")
+        assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    [(status, headers, body)] = surface.http1(head + b"wrong\r\n\r\n")
+    assert (status, json.loads(body)["error"], headers["retry-after"]) == (429, "rate_limited", "30")
+    assert "ratelimit" not in headers
+    [(status, _, _)] = surface.http1(head + b'secret\r\n\r\n{"content": "x"}')
+    assert status == 200
 
 
 def test_a_token_of_both_places_has_the_name_of_the_file() -> None:
