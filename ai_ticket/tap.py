@@ -26,12 +26,13 @@ from ai_ticket.backend.server import ModelServer
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
 from ai_ticket.limit.memory import MemoryLimiter
-from ai_ticket.pipeline.fifo import FifoPipeline
+from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket, Endpoint
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
+from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator, TokenFile
 from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
@@ -76,7 +77,8 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     """The service with these settings, which have passed `preflight`, on this reactor."""
     settings = loaded.settings
     random = Random()  # noqa: S311 - only jitter comes from it
-    metrics = Metrics(settings.metrics_namespace, CollectorRegistry())
+    registry = CollectorRegistry()
+    metrics = Metrics(settings.metrics_namespace, registry)
     invalid_tokens = MemoryLimiter(
         reactor, limit=INVALID_TOKENS, window=INVALID_TOKENS_SECONDS, max_clients=settings.rate_limit_max_clients
     )
@@ -102,8 +104,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
     metrics_routes = [metrics_route(metrics.render, CONTENT_TYPE)]
-    pipeline = FifoPipeline(pool, reactor, settings.queue_limit)
-    metrics.watch_pipeline(lambda: pipeline.depth, lambda: pipeline.in_flight)
+    pipeline = _make_pipeline(settings, reactor, pool, registry)
     events = EventRoutes(
         authenticator=authenticator,
         pipeline=pipeline,
@@ -144,6 +145,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         {
             "AI_TICKET_AUTH_TOKEN": lambda text: authenticator.configure(parse_token_list(text or "")),
             "LOG_LEVEL": lambda level: setattr(logs, "level", level),
+            "MAX_CONCURRENCY": pipeline.set_max_concurrency,
         },
     )
     service = AITicket(
@@ -164,9 +166,29 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         grace=settings.shutdown_grace_seconds,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
     )
-    for child in children:
+    for child in (pipeline, *children):
         child.setServiceParent(service)
     return service
+
+
+def _make_pipeline(settings: Settings, reactor: Any, pool: Pool, registry: CollectorRegistry) -> FairPipeline:
+    metrics = PipelineMetrics(settings.metrics_namespace, registry)
+    pipeline = FairPipeline(
+        pool,
+        clock=reactor,
+        recorder=metrics,
+        max_concurrency=settings.max_concurrency,
+        queue_limit=settings.queue_limit,
+        batch_size=settings.batch_size,
+        batch_linger=settings.batch_linger_seconds,
+    )
+    pool.watch(pipeline.look_again)
+    metrics.watch(
+        depth=lambda: pipeline.depth,
+        in_flight=lambda: pipeline.in_flight,
+        max_concurrency=lambda: pipeline.max_concurrency,
+    )
+    return pipeline
 
 
 def _make_pool(settings: Settings, reactor: Any, random: Random) -> tuple[Pool, list[Service]]:
