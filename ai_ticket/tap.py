@@ -99,7 +99,10 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
 
     pool, children = _make_pool(settings, reactor, random)
     timeouts = Timeouts(
-        settings.header_timeout_seconds, settings.body_timeout_seconds, settings.keepalive_timeout_seconds
+        header=settings.header_timeout_seconds,
+        body=settings.body_timeout_seconds,
+        keepalive=settings.keepalive_timeout_seconds,
+        idle=settings.koboldcpp_idle_timeout_seconds,
     )
     callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
