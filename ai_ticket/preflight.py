@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from importlib.util import find_spec
 from ipaddress import ip_address
 from itertools import chain
 
@@ -10,6 +11,7 @@ from ai_ticket.backend import model
 from ai_ticket.backend.address import parse_api_urls
 from ai_ticket.backend.http_client import trust_root
 from ai_ticket.environment import ENV_FILE, Loaded, problem, read_file
+from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.settings import Settings, variables
 from ai_ticket.tokens import parse_tokens
 from ai_ticket.web.tls import CertificateError, server_context
@@ -17,7 +19,7 @@ from ai_ticket.web.tls import CertificateError, server_context
 
 def problems(settings: Settings) -> list[str]:
     """One line for each reason why the service can't start with these settings. Reads files, so it blocks."""
-    return [*_certificate(settings), *_tokens(settings), *_backend(settings)]
+    return [*_certificate(settings), *_tokens(settings), *_redis(settings), *_backend(settings)]
 
 
 def warnings(loaded: Loaded) -> list[str]:
@@ -73,6 +75,18 @@ def _tokens(settings: Settings) -> Iterator[str]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         yield problem("AI_TICKET_AUTH_TOKEN_FILE", path, reason or "can't be read")
+
+
+def _redis(settings: Settings) -> Iterator[str]:
+    if settings.rate_limit_backend != "redis":
+        return
+    if find_spec("txredisapi") is None:
+        reason = "needs the package txredisapi: install ai-ticket with the extra [redis]"
+        yield problem("RATE_LIMIT_BACKEND", "redis", reason)
+    try:
+        parse_redis_url(settings.redis_url or "")
+    except ValueError as error:
+        yield problem("REDIS_URL", settings.redis_url, str(error))
 
 
 def _backend(settings: Settings) -> Iterator[str]:

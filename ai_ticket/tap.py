@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from twisted.application.internet import TimerService
 from twisted.application.service import Service
 from twisted.internet.threads import deferToThreadPool
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -25,6 +26,8 @@ from ai_ticket.backend.retry import make_retry_policy
 from ai_ticket.backend.server import ModelServer
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
+from ai_ticket.interfaces import Limiter
+from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.reload import LiveSettings, Reloadable
@@ -36,9 +39,10 @@ from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator, TokenFile
 from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
+from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
-from ai_ticket.web.routes import EventRoutes, HealthRoutes, metrics_route
+from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
 
@@ -108,14 +112,21 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
     metrics_routes = [metrics_route(metrics.render, CONTENT_TYPE)]
     pipeline = _make_pipeline(settings, reactor, pool, registry)
-    events = EventRoutes(
+    limiter, limiting = _make_limiter(settings, reactor, metrics)
+    gate = Gate(
         authenticator=authenticator,
+        limiter=limiter,
+        clock=reactor,
+        recorder=metrics,
+        draining=lambda: service.draining,
+    )
+    events = EventRoutes(
+        gate=gate,
         pipeline=pipeline,
         clock=reactor,
         limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
-        max_body_bytes=settings.max_body_bytes,
+        bodies=BodyLimits(settings.max_body_bytes, settings.max_batch_body_bytes, settings.max_batch_events),
         request_timeout=settings.request_timeout_seconds,
-        draining=lambda: service.draining,
     )
     health = HealthRoutes(lambda: pool.states, draining=lambda: service.draining)
 
@@ -169,9 +180,35 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         grace=settings.shutdown_grace_seconds,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
     )
-    for child in (pipeline, *children):
+    for child in (pipeline, *limiting, _forgetting(invalid_tokens, reactor), *children):
         child.setServiceParent(service)
     return service
+
+
+def _make_limiter(settings: Settings, reactor: Any, metrics: Metrics) -> tuple[Limiter | None, list[Service]]:
+    """The quotas, if there are any, and what runs for them in the background."""
+    if not settings.rate_limit_requests:
+        return None, []
+    limit, window = settings.rate_limit_requests, settings.rate_limit_window_seconds
+    memory = MemoryLimiter(reactor, limit=limit, window=window, max_clients=settings.rate_limit_max_clients)
+    forgetting = _forgetting(memory, reactor)
+    if settings.rate_limit_backend == "memory" or settings.redis_url is None:
+        return memory, [forgetting]
+    # Imported here, because the package that they need is an extra, and imports the global reactor.
+    from ai_ticket.limit.fallback import FallbackLimiter  # noqa: PLC0415
+    from ai_ticket.limit.redis import RedisLimiter  # noqa: PLC0415
+
+    redis = RedisLimiter(reactor, parse_redis_url(settings.redis_url), limit=limit, window=window)
+    fallback = FallbackLimiter(redis, memory, reactor)
+    metrics.watch_redis(lambda: fallback.available)
+    return fallback, [fallback, forgetting]
+
+
+def _forgetting(limiter: MemoryLimiter, reactor: Any) -> Service:
+    """Frees the memory of clients who no longer call."""
+    timer = TimerService(1.0, limiter.forget_idle)
+    timer.clock = reactor
+    return timer
 
 
 def _make_pipeline(settings: Settings, reactor: Any, pool: Pool, registry: CollectorRegistry) -> FairPipeline:

@@ -23,7 +23,7 @@ from zope.interface import implementer
 from ai_ticket.backend.body import remember_end
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Usage
-from ai_ticket.interfaces import BackendState, Client, Job, Sink
+from ai_ticket.interfaces import Admission, BackendState, Client, Job, Sink
 from ai_ticket.web.connections import Connection, Connections, Listener, Timeouts
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
@@ -102,6 +102,21 @@ class MemoryPipeline:
 
     def position(self, job: Job) -> int | None:
         return self.place
+
+
+class ScriptedLimiter:
+    """A `Limiter` that admits all, or says what the test wants said, and remembers who asked."""
+
+    limit = 120
+    window = 60.0
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.admissions: list[Admission] = []
+
+    def admit(self, client: str) -> Deferred[Admission]:
+        self.asked.append(client)
+        return succeed(self.admissions.pop(0) if self.admissions else Admission(True, 119, 0.0))
 
 
 class MemoryTransport(StringTransport):

@@ -1,5 +1,7 @@
 """Prometheus metrics of the HTTP surface, in a registry of their own."""
 
+from collections.abc import Callable
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,6 +24,7 @@ class Metrics:
     """Counts what happens at the HTTP surface (the `Recorder` seam), and renders it."""
 
     def __init__(self, namespace: str, registry: CollectorRegistry):
+        self._namespace = namespace
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and nobody asks for them
         self._registry = registry
         self._requests = Counter(
@@ -64,6 +67,15 @@ class Metrics:
         build = Gauge("build_info", "The version that runs.", ("version",), namespace=namespace, registry=registry)
         build.labels(__version__).set(1)
         ProcessCollector(registry=registry)
+
+    def watch_redis(self, available: Callable[[], bool]) -> None:
+        """Read this whenever the metrics are rendered."""
+        Gauge(
+            "rate_limit_redis_up",
+            "1 while calls are counted in Redis, 0 while in the memory of this process.",
+            namespace=self._namespace,
+            registry=self._registry,
+        ).set_function(available)
 
     def request_started(self) -> None:
         """A request's head has come."""

@@ -138,6 +138,16 @@ def test_signs_of_life_while_it_waits(stream: Stream) -> None:
     stream.done.callback(COMPLETION)
 
 
+def test_a_sign_of_life_tells_the_place_in_the_queue(stream: Stream, surface: Surface) -> None:
+    surface.pipeline.place = 12
+    surface.clock.advance(10)
+    surface.pipeline.place = 1
+    surface.clock.advance(10)
+    surface.pipeline.place = None
+    surface.clock.advance(10)
+    assert stream.events == [": keep-alive position=12", ": keep-alive position=1", ": keep-alive"]
+
+
 def test_a_failure_before_anything_was_sent_has_its_own_status(stream: Stream) -> None:
     stream.done.errback(Overloaded(retry_after=7))
     assert stream.status == 503
