@@ -189,7 +189,7 @@ def test_a_caller_who_does_not_read_gets_no_more_events_begun(upload: Upload, su
     for _ in range(10):
         upload.more(b'{"content": "a"}\n')
     begun = len(surface.pipeline.jobs)
-    assert 1 <= begun < 10
+    assert begun < 10
     upload.catch_up()
     upload.end()
     surface.clock.advance(0)
