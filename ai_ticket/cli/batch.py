@@ -113,7 +113,9 @@ async def batch(
     try:
         with ExitStack() as display:
             if not options.quiet:
-                display.enter_context(shown(clock, tally, gate))
+                # A bar and answers on the same terminal would write over each other.
+                answers_are_shown = options.output == "-" and sys.stdout.isatty()
+                display.enter_context(shown(clock, tally, gate, bar=not answers_are_shown))
             await _side_by_side([work() for _ in range(options.concurrency)], delivery.stop)
         whole = True
     finally:

@@ -1,5 +1,6 @@
 """How far a batch is: on a terminal a bar, elsewhere a line now and then, and at the end a summary."""
 
+import math
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -79,17 +80,18 @@ class Tally:
 
 
 @contextmanager
-def shown(clock: IReactorTime, tally: Tally, gate: Gate) -> Iterator[None]:
-    """Show how far it is on stderr while the body runs."""
+def shown(clock: IReactorTime, tally: Tally, gate: Gate, *, bar: bool = True) -> Iterator[None]:
+    """Show how far it is on stderr while the body runs; without `bar` in lines also where that is a terminal."""
     pace = _Pace(clock, tally)
-    if not sys.stderr.isatty():
+    if not (bar and sys.stderr.isatty()):
         with _every(_LINE_INTERVAL, clock, lambda: console.say(_describe(tally, gate, pace.rate()))):
             yield
         return
     progress = Progress(
-        BarColumn(bar_width=20),
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=20, table_column=Column(width=20)),
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=Console(stderr=True),
+        expand=True,  # so that a long text is cut, not the bar
         auto_refresh=False,  # its own way is a thread
         transient=True,
         redirect_stdout=False,
@@ -150,5 +152,5 @@ def _describe(tally: Tally, gate: Gate, rate: float) -> str:
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{math.ceil(seconds)} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -51,6 +51,7 @@ class Run:
         self.asked = {}
         self.source = source
         self.written = []
+        self.broken = CancelledError()
         lines = len(source.contents) or 1_000_000
         self.finished = Deferred.fromCoroutine(
             batch(
@@ -70,7 +71,7 @@ class Run:
         )
 
     async def post(self, content):
-        self.asked[content] = Deferred()
+        self.asked[content] = Deferred(lambda request: request.errback(self.broken))
         return Answer(200, Headers(), await self.asked[content])
 
     def answer(self, content, fields=None):
@@ -183,6 +184,19 @@ async def test_interrupted_while_all_wait():
         await run.finished
     assert run.clock.getDelayedCalls() == []
     assert run.written == []
+
+
+@ensureDeferred
+async def test_requests_that_are_given_up_are_no_failures():
+    """Though they end as if their connections had broken."""
+    run = Run(Source(), "--concurrency", "1", "--max-wait", "0")
+    run.broken = CommandError("unreachable", "It broke.")
+    run.answer(b"0\n")
+    run.finished.cancel()
+    with pytest.raises(CancelledError):
+        await run.finished
+    assert [written["index"] for written in run.written] == [0]
+    assert run.source.taken == 2
 
 
 @ensureDeferred

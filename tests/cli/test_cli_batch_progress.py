@@ -92,9 +92,19 @@ def test_on_a_terminal(total, monkeypatch):
         assert ("1/100  4.0/s  25 s left  waiting 10 min: [bold]No." if total else "1  4.0/s  waiting") in written
         assert "…" in written
         assert "\n" not in written
+        assert written.rpartition("\r")[2].count("━") == 20
     written = sys.stderr.getvalue()
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
     assert written.endswith("\x1b[2K")
+
+
+def test_a_terminal_that_shows_the_answers_too(monkeypatch):
+    """They would write over each other: lines instead."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    clock = Clock()
+    with shown(clock, Tally(clock, 1, 0, 0), Gate(clock, lambda: 0.0), bar=False):
+        clock.advance(10)
+    assert sys.stderr.getvalue() == "0/1  0.0/s\n"
 
 
 def test_nobody_who_looks(monkeypatch):
