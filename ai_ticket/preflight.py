@@ -1,20 +1,60 @@
-"""What of the settings can be wrong beyond their values: files that are not there, or do not fit."""
+"""What of the settings can be wrong or unwise beyond their values: files that are not there, or open to others."""
 
+import os
+import stat
 from collections.abc import Iterator
+from ipaddress import ip_address
 from itertools import chain
 
 from ai_ticket.backend import model
 from ai_ticket.backend.address import parse_api_urls
 from ai_ticket.backend.http_client import trust_root
-from ai_ticket.environment import problem, read_text
-from ai_ticket.settings import Settings
-from ai_ticket.web.auth import parse_token_list, parse_tokens
+from ai_ticket.environment import ENV_FILE, Loaded, problem, read_file
+from ai_ticket.settings import Settings, variables
+from ai_ticket.tokens import parse_tokens
 from ai_ticket.web.tls import CertificateError, server_context
 
 
 def problems(settings: Settings) -> list[str]:
     """One line for each reason why the service can't start with these settings. Reads files, so it blocks."""
     return [*_certificate(settings), *_tokens(settings), *_backend(settings)]
+
+
+def warnings(loaded: Loaded) -> list[str]:
+    """One line for each thing that the operator may not have meant. Looks at files, so it blocks."""
+    return [*_open_files(loaded), *_open_doors(loaded.settings)]
+
+
+def _open_files(loaded: Loaded) -> Iterator[str]:
+    settings = loaded.settings
+    secrets = {name for name, variable in variables().items() if variable.secret}
+    if any(loaded.env_file.get(name, "").strip() for name in secrets):
+        yield from _others_may(loaded.origin.env_file, ENV_FILE)
+    if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
+        yield from _others_may(settings.ai_ticket_auth_token_file, "AI_TICKET_AUTH_TOKEN_FILE")
+
+
+def _others_may(path: str, variable: str) -> Iterator[str]:
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:
+        return  # where it matters, `problems` says so
+    can = " and ".join(word for bit, word in ((stat.S_IROTH, "read"), (stat.S_IWOTH, "change")) if mode & bit)
+    if can:
+        yield f"{variable}: every user of this machine may {can} {path} (mode {mode:04o}); chmod 600 it"
+
+
+def _open_doors(settings: Settings) -> Iterator[str]:
+    if not settings.ai_ticket_auth and not _is_loopback(settings.bind_host):
+        where = settings.bind_host or "all addresses"
+        yield f"AI_TICKET_AUTH=off: whoever reaches this machine may call, for the service listens on {where}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _certificate(settings: Settings) -> Iterator[str]:
@@ -25,16 +65,11 @@ def _certificate(settings: Settings) -> Iterator[str]:
 
 
 def _tokens(settings: Settings) -> Iterator[str]:
-    if not settings.ai_ticket_auth:
-        return
-    fixed = parse_token_list(settings.ai_ticket_auth_token or "")
     path = settings.ai_ticket_auth_token_file
-    if path is None:
-        if not fixed:
-            yield problem("AI_TICKET_AUTH_TOKEN", settings.ai_ticket_auth_token, "no token in it")
+    if not settings.ai_ticket_auth or path is None:
         return
     try:
-        parse_tokens(read_text(path))
+        parse_tokens(read_file(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         yield problem("AI_TICKET_AUTH_TOKEN_FILE", path, reason or "can't be read")

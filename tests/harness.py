@@ -30,7 +30,7 @@ from ai_ticket.web.http2 import Http2
 
 HERE = Path(__file__).parent
 CAPTURES = HERE / "captures"
-TIMEOUTS = Timeouts(header=10.0, body=30.0, keepalive=75.0)
+TIMEOUTS = Timeouts(header=10.0, body=30.0, keepalive=75.0, idle=30.0)
 COMPLETION = Completion("Fine.", "stop", "a-model", Usage(3, 2, 5))
 
 
@@ -105,10 +105,19 @@ class MemoryPipeline:
 
 
 class MemoryTransport(StringTransport):
-    """A connection's transport in memory, that also tells whether it was aborted."""
+    """A connection's transport in memory, that also tells whether it was aborted.
+
+    `full_at`: with so many bytes that nobody has taken, it asks for no more, as a real one does.
+    """
 
     aborted = False
+    full_at: int | None = None
     negotiatedProtocol: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.producer is not None and self.full_at is not None and len(self.value()) > self.full_at:
+            self.producer.pauseProducing()
 
     def abortConnection(self) -> None:
         self.aborted = True

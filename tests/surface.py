@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from few_calls import FewCalls
 from harness import Http2Client, MemoryPipeline, MemoryTransport, Recorded, connect, make_connections, parse_responses
 from twisted.internet.task import Clock
 
 from ai_ticket.event import EventLimits
 from ai_ticket.interfaces import BackendState
-from ai_ticket.web.auth import Authenticator, parse_token_list
+from ai_ticket.tokens import parse_token_list
+from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.connections import Connection, Connections
 from ai_ticket.web.routes import EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
@@ -46,7 +48,9 @@ def make_surface() -> Surface:
     pipeline = MemoryPipeline()
     ids = iter(range(10**6))
     backends = [BackendState(name="a:1", up=True, slots=1, model="m")]
-    authenticator = Authenticator(parse_token_list("secret, other"), enabled=True, recorder=recorder)
+    authenticator = Authenticator(
+        parse_token_list("secret, other"), enabled=True, recorder=recorder, invalid_tokens=FewCalls()
+    )
     events = EventRoutes(
         authenticator=authenticator,
         pipeline=pipeline,

@@ -102,6 +102,12 @@ def _add_token_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--hash", action="store_true", help="keep only the token's SHA-256 in the file")
     command.add_argument("--replace", action="store_true", help="put the new token in the place of NAME's old one")
+    command.add_argument(
+        "--weight",
+        metavar="N",
+        type=_integer(1, 100),
+        help="NAME's turns in a round of the service's queue, 1 to 100 (default: 1; with --replace the old one's)",
+    )
 
 
 def _add_send_arguments(command: argparse.ArgumentParser) -> None:

@@ -1,7 +1,5 @@
 """Prometheus metrics of the HTTP surface, in a registry of their own."""
 
-from collections.abc import Callable
-
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -25,7 +23,6 @@ class Metrics:
 
     def __init__(self, namespace: str, registry: CollectorRegistry):
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and nobody asks for them
-        self._namespace = namespace
         self._registry = registry
         self._requests = Counter(
             "server_requests", "Requests answered.", _LABELS, namespace=namespace, registry=registry
@@ -67,14 +64,6 @@ class Metrics:
         build = Gauge("build_info", "The version that runs.", ("version",), namespace=namespace, registry=registry)
         build.labels(__version__).set(1)
         ProcessCollector(registry=registry)
-
-    def watch_pipeline(self, depth: Callable[[], float], in_flight: Callable[[], float]) -> None:
-        """Read these whenever the metrics are rendered."""
-        for name, what, value in (
-            ("pipeline_queue_depth", "Events that wait for a slot.", depth),
-            ("pipeline_in_flight", "Events at a model server.", in_flight),
-        ):
-            Gauge(name, what, namespace=self._namespace, registry=self._registry).set_function(value)
 
     def request_started(self) -> None:
         """A request's head has come."""

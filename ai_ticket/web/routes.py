@@ -44,7 +44,7 @@ class EventRoutes:
 
     async def post_event(self, request: Request) -> Response | Streamed:
         """One event in, one completion out, whole or in pieces. What the head tells is refused before the body."""
-        client = self._authenticator.authenticate(request)
+        client = await self._authenticator.authenticate(request)
         if self._draining():
             raise ShuttingDown(retry_after=DRAINING_RETRY_SECONDS)
         _require_json(request)
