@@ -76,7 +76,8 @@ class Batch:
         When the service is cut short, what has not ended is answered `shutting_down`. Where it can't be known how much
         that is, the answer is cut, so that the caller can tell.
         """
-        self._request.start(Response(200, b"", self._output.content_type), self)
+        head = Response(200, b"", self._output.content_type, ((b"x-accel-buffering", b"no"),))
+        self._request.start(head, self)
         error = None
         try:
             await self._begin_all(elements)
