@@ -65,7 +65,7 @@ def _collector(settings: Settings) -> Iterator[str]:
         key = settings.otel_exporter_otlp_client_key
         try:
             # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
-            ssl.create_default_context().load_cert_chain(certificate, key, password="")  # noqa: S106
+            ssl.create_default_context().load_cert_chain(certificate, key, password="")
         except OSError as error:
             reason = f"can't be read, or has no private key that fits: {error}"
             yield problem("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", certificate, reason)

@@ -55,7 +55,7 @@ class TestContext:
             f"00-{TRACE}-{CALLER}-0g".encode(),
             b"01" + SAMPLED[2:] + b"more",
             b"01" + SAMPLED[2:] + b"-" + b"x" * 500,
-            "00-٠af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".encode(),
+            SAMPLED.replace(b"0af", "\u0660af".encode()),
             b"\xff" * 55,
         ],
     )
