@@ -18,13 +18,24 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ai_ticket.backend.address import parse_api_urls, parse_passwords, parse_slots
-from ai_ticket.settings import NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
+from ai_ticket.settings import MORE_SPECIFIC, NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
+from ai_ticket.telemetry.tracing_values import parse_endpoint, parse_headers, parse_pairs
 from ai_ticket.tokens import parse_token_list
 
 ENV_FILE = "AI_TICKET_ENV_FILE"
 FILE_TWINS = {"KOBOLDCPP_PASSWORD_FILE": "KOBOLDCPP_PASSWORD", "REDIS_URL_FILE": "REDIS_URL"}
-OWN_PREFIXES = ("AI_TICKET_", "KOBOLDCPP_", "RATE_LIMIT_")
+OWN_PREFIXES = ("AI_TICKET_", "KOBOLDCPP_", "RATE_LIMIT_", "OTEL_")
 LARGEST_FILE = 1_048_576
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "OTEL_RESOURCE_ATTRIBUTES": parse_pairs,
+    "OTEL_EXPORTER_OTLP_HEADERS": parse_headers,
+    "OTEL_EXPORTER_OTLP_ENDPOINT": parse_endpoint,
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": parse_endpoint,
+}
+"""Texts that have a form."""
+
+_GENERAL = {specific: general for general, specific in MORE_SPECIFIC.items()}
 
 _BOOLEANS = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
@@ -90,12 +101,15 @@ def _load(origin: Origin) -> Loaded:
     chosen: dict[str, Any] = {}
     sources = dict.fromkeys(variables(), "default")
     for variable in variables().values():
-        if variable.name in values:
-            text, sources[variable.name] = values[variable.name]
+        specific = MORE_SPECIFIC.get(variable.name, "")
+        name = specific if specific in values else variable.name
+        if name in values:
+            text, source = values[name]
+            sources[variable.name] = source if name == variable.name else f"{name} ({source})"
             try:
                 chosen[variable.field] = _convert(variable, text)
             except ValueError as error:
-                problems.append(problem(variable.name, text, str(error)))
+                problems.append(problem(name, text, str(error)))
     settings = Settings(**chosen)
     if not problems:
         problems = _contradictions(settings)
@@ -104,7 +118,7 @@ def _load(origin: Origin) -> Loaded:
     return Loaded(
         settings=settings,
         sources=sources,
-        warnings=_warnings(values),
+        warnings=_warnings(values, settings),
         env_file=from_file or {},
         origin=replace(origin, needed=origin.needed or from_file is not None),
     )
@@ -128,7 +142,7 @@ def problem(name: str, value: object, reason: str) -> str:
 
 def shown(name: str, value: object, write: Callable[[object], str] = str) -> str:
     """A variable's value for a person to read; not if it is a secret."""
-    variable = variables().get(name)
+    variable = variables().get(_GENERAL.get(name, name))
     hidden = (variable is not None and variable.secret) or "@" in str(value)  # an address with a password in it
     return "(hidden)" if hidden else write(value)
 
@@ -213,9 +227,12 @@ def _convert(variable: Variable, text: str) -> Any:
     elif get_origin(plain) is not None:
         value = next((allowed for allowed in get_args(plain) if allowed.lower() == text.lower()), text)
     try:
-        return msgspec.convert(value, variable.type, strict=plain not in (int, float))
+        value = msgspec.convert(value, variable.type, strict=plain not in (int, float))
     except msgspec.ValidationError:
         raise ValueError(f"must be {variable.allowed}")
+    if variable.name in _PARSERS:
+        _PARSERS[variable.name](value)
+    return value
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -232,6 +249,13 @@ def _contradictions(settings: Settings) -> list[str]:
             found.append(problem("AI_TICKET_AUTH_TOKEN", given, "no token in it"))
     if settings.rate_limit_backend == "redis" and settings.redis_url is None:
         found.append("REDIS_URL: not set, though RATE_LIMIT_BACKEND=redis needs it (or REDIS_URL_FILE)")
+    batch, queue = settings.otel_bsp_max_export_batch_size, settings.otel_bsp_max_queue_size
+    if batch > queue:
+        found.append(
+            problem("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", batch, f"must not be more than OTEL_BSP_MAX_QUEUE_SIZE, {queue}")
+        )
+    if settings.otel_exporter_otlp_client_key is not None and settings.otel_exporter_otlp_client_certificate is None:
+        found.append("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: not set, though OTEL_EXPORTER_OTLP_CLIENT_KEY is")
     try:
         ranks = parse_api_urls(settings.koboldcpp_api_url)
     except ValueError as error:
@@ -248,13 +272,18 @@ def _contradictions(settings: Settings) -> list[str]:
     return found
 
 
-def _warnings(values: Mapping[str, tuple[str, str]]) -> list[str]:
-    known = {*variables(), *FILE_TWINS, *NOT_YET_IN_FORCE, ENV_FILE}
+def _warnings(values: Mapping[str, tuple[str, str]], settings: Settings) -> list[str]:
+    known = {*variables(), *FILE_TWINS, *NOT_YET_IN_FORCE, *_GENERAL, ENV_FILE}
     warnings = []
     for name in sorted(values):
         if name in NOT_YET_IN_FORCE:
             warnings.append(f"{name}: not yet in force, the value has no effect")
         elif name.startswith(OWN_PREFIXES) and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
-            warnings.append(f"{name}: unknown variable" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            what = "not used, the value has no effect" if name.startswith("OTEL_") else "unknown variable"
+            warnings.append(f"{name}: {what}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    if "OTEL_TRACES_SAMPLER_ARG" in values and not settings.otel_traces_sampler.endswith("traceidratio"):
+        warnings.append(
+            f"OTEL_TRACES_SAMPLER_ARG: of no effect with OTEL_TRACES_SAMPLER={settings.otel_traces_sampler}"
+        )
     return warnings

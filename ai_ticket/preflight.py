@@ -1,6 +1,7 @@
 """What of the settings can be wrong or unwise beyond their values: files that are not there, or open to others."""
 
 import os
+import ssl
 import stat
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from ai_ticket.web.tls import CertificateError, server_context
 
 def problems(settings: Settings) -> list[str]:
     """One line for each reason why the service can't start with these settings. Reads files, so it blocks."""
-    return [*_certificate(settings), *_tokens(settings), *_redis(settings), *_backend(settings)]
+    return [*_certificate(settings), *_tokens(settings), *_redis(settings), *_backend(settings), *_collector(settings)]
 
 
 def warnings(loaded: Loaded) -> list[str]:
@@ -99,3 +100,21 @@ def _backend(settings: Settings) -> Iterator[str]:
             trust_root(settings.koboldcpp_ca_file)
         except (OSError, ValueError) as error:
             yield problem("KOBOLDCPP_CA_FILE", settings.koboldcpp_ca_file, f"can't be read: {error}")
+
+
+def _collector(settings: Settings) -> Iterator[str]:
+    ca_file = settings.otel_exporter_otlp_certificate
+    if ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            yield problem("OTEL_EXPORTER_OTLP_CERTIFICATE", ca_file, f"can't be read: {error}")
+    certificate = settings.otel_exporter_otlp_client_certificate
+    if certificate is not None:
+        key = settings.otel_exporter_otlp_client_key
+        try:
+            # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+            ssl.create_default_context().load_cert_chain(certificate, key, password="")
+        except OSError as error:
+            reason = f"can't be read, or has no private key that fits: {error}"
+            yield problem("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", certificate, reason)

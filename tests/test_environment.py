@@ -163,7 +163,7 @@ def test_the_password_from_a_file(tmp_path: Path) -> None:
 
 
 def test_unknown_names_get_the_nearest_known_one() -> None:
-    found = loaded(KOBOLDCPP_PASWORD="x", AI_TICKET_NONSENSE_XYZ="x", HOME="/", OTEL_SOMETHING="x", TLSPORT="1")
+    found = loaded(KOBOLDCPP_PASWORD="x", AI_TICKET_NONSENSE_XYZ="x", HOME="/", TLSPORT="1")
     assert "KOBOLDCPP_PASWORD: unknown variable; did you mean KOBOLDCPP_PASSWORD?" in found.warnings
     assert len(found.warnings) == 2
 
