@@ -6,7 +6,7 @@ import idna
 from msgspec import Struct
 
 DEFAULT_PORT = 6379
-LAST_DATABASE = 999_999
+MOST_DIGITS = 6  # of a database's number
 LONGEST_PATH = 107  # bytes: what the kernel takes for a socket
 _NO_SUCH_PORT = "the port must be from 1 to 65535"
 
@@ -43,7 +43,7 @@ def parse_redis_url(text: str) -> RedisAddress:
         raise ValueError("is not a URL") from None
     if url.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must be a redis://, rediss:// or unix:// URL")
-    if url.query or url.fragment:
+    if url.query or url.fragment or (url.scheme != "unix" and "@" in url.path):
         raise ValueError("may not hold a query or a fragment; in a password, write ? as %3F, # as %23 and / as %2F")
     user, password = _login(url)
     if url.scheme == "unix":
@@ -99,6 +99,6 @@ def _port(url: SplitResult) -> int:
 def _database(text: str) -> int:
     if not text:
         return 0
-    if not (text.isascii() and text.isdecimal() and int(text) <= LAST_DATABASE):
+    if not (text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS):
         raise ValueError("the database must be a whole number, as in redis://host/0")
     return int(text)

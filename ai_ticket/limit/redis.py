@@ -77,6 +77,8 @@ class RedisLimiter:
     server that is still loading, out of memory or not to be written to.
     """
 
+    _script = SCRIPT
+
     def __init__(self, reactor: Any, address: RedisAddress, *, limit: int, window: float):
         """@param limit: calls within the window, at least 1. @param window: seconds."""
         self.limit = limit
@@ -105,7 +107,9 @@ class RedisLimiter:
     def close(self) -> Deferred[None]:
         """Give up the connection; fires when it is closed."""
         if self._connecting is not None:
+            ended = self._wait().addBoth(lambda _: None)
             self._connecting.cancel()
+            return ended
         return succeed(None) if self._connection is None else self._connection.close()
 
     async def _ask(self, key: str, limit: int, span: int) -> Admission:
@@ -114,27 +118,31 @@ class RedisLimiter:
             connection = await self._connected().addTimeout(CALL_SECONDS, self._clock)
         except TimeoutError:
             raise RedisUnavailable("not connected yet")
-        answer: Deferred[Any] = connection.eval(SCRIPT, [key], [limit, span])
+        answer: Deferred[Any] = connection.eval(self._script, [key], [limit, span])
         try:
-            admitted, remaining, wait = await answer.addTimeout(max(0, deadline - self._clock.seconds()), self._clock)
+            reply = await answer.addTimeout(max(0, deadline - self._clock.seconds()), self._clock)
+            admitted, remaining, microseconds = map(int, reply)
         except TimeoutError:
             connection.close()
             raise RedisUnavailable(f"no answer within {CALL_SECONDS} s")
         except (RedisError, TypeError, ValueError) as error:
             raise RedisUnavailable(connection.explain(error))
-        return Admission(bool(admitted), remaining, wait / 1_000_000)
+        return Admission(bool(admitted), remaining, microseconds / 1_000_000)
 
     def _connected(self) -> "Deferred[_Connection]":
         if self._connection is not None:
             return succeed(self._connection)
         if self._connecting is None and self._clock.seconds() < self._paused_until:
             return fail(RedisUnavailable(self._reason))
-        waiting: Deferred[_Connection] = Deferred()
-        self._waiting.append(waiting)
+        waiting = self._wait()
         if self._connecting is None:
             self._connecting = Deferred.fromCoroutine(self._connect()).addTimeout(CONNECT_SECONDS, self._clock)
             self._connecting.addCallbacks(self._made, self._not_made)
         return waiting
+
+    def _wait(self) -> "Deferred[_Connection]":
+        self._waiting.append(Deferred())
+        return self._waiting[-1]
 
     async def _connect(self) -> "_Connection":
         factory = Factory.forProtocol(partial(_Connection, self._clock))
@@ -147,11 +155,12 @@ class RedisLimiter:
                 await connection.select(self._database)
             await connection.ping()
         except CancelledError:
-            connection.close()
+            await connection.close()
             raise
         except RedisError as error:
-            connection.close()
-            raise RedisUnavailable(connection.explain(error))
+            reason = connection.explain(error)
+            await connection.close()
+            raise RedisUnavailable(reason)
         return connection
 
     def _made(self, connection: "_Connection") -> None:
@@ -210,7 +219,8 @@ class _Connection(BaseRedisProtocol):  # type: ignore[misc]
 def _endpoint(reactor: Any, address: RedisAddress) -> IStreamClientEndpoint:
     if address.path is not None:
         return UNIXClientEndpoint(reactor, address.path, timeout=CONNECT_SECONDS)
-    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_SECONDS)
+    # A host's next address is tried so soon that all may have refused within the time of a call.
+    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_SECONDS, attemptDelay=0.05)
     if not address.tls:
         return endpoint
     return wrapClientTLS(VerifiedIdentity(optionsForClientTLS(address.host), address.host), endpoint)
