@@ -159,7 +159,7 @@ class FairPipeline(Service):
             raise DeadlineExceeded
         self._read_slots()
         waiting = len(self._queue)
-        # Whose place it is takes longer to find out than that even the last one comes in time.
+        # To find its place takes a while; where even the last one is reached in time, there is no need to.
         if self._forecast.measured and self._wait(waiting + 1) > left:
             wait = self._wait(self._queue.place_for(client))
             if wait > left:
@@ -218,7 +218,7 @@ class FairPipeline(Service):
         """
         if (
             self._queue
-            and len(self._workers) == len(self._running) < self._slots
+            and len(self._workers) <= len(self._running) < self._slots
             and not self._stopped
             and self._batches.ripe(len(self._queue), self._free())
         ):
@@ -240,7 +240,7 @@ class FairPipeline(Service):
         if not self._queue:
             self._batches.close()
         now = job.began_at = self._clock.seconds()
-        if job.deadline is None:
+        if job.batch or job.deadline is None:
             job.deadline = now + job.timeout
             passage.timer = self._clock.callLater(job.timeout, self._deadline_reached, passage)
         self._call_worker()
@@ -263,7 +263,7 @@ class FairPipeline(Service):
     def _deadline_reached(self, passage: _Passage) -> None:
         """The backend keeps the deadline itself, and knows best what to say of it; but it may take too long."""
         if passage.batch is None:
-            self._fail(passage, DeadlineExceeded())
+            self._fail(passage, DeadlineExceeded("its turn did not come in time"))
         else:
             passage.timer = self._clock.callLater(PATIENCE_SECONDS, self._fail, passage, DeadlineExceeded())
 
@@ -284,13 +284,14 @@ class FairPipeline(Service):
             self._batches.close()
 
     def _end(self, job: Job, outcome: str) -> float | None:
-        """A job has ended. Its worker goes on.
+        """A job has ended. Its worker goes on, at the reactor's next turn.
 
         @return: how many seconds it was under way, if it was.
         """
         passage = self._running.pop(job, None)
         if passage is None:
             return None
+        passage.ended.callback(None)
         _cancel(passage.timer)
         now = job.ended_at = self._clock.seconds()
         seconds = job.backend_seconds(now)
@@ -304,7 +305,6 @@ class FairPipeline(Service):
             if not batch.under_way:
                 batch.room = 0
                 self._recorder.batch_ended(batch.size, now - batch.began_at)
-        passage.ended.callback(None)
         return seconds
 
 
