@@ -30,6 +30,7 @@ from ai_ticket.service import AITicket, Endpoint, Reloadable
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
+from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.web.auth import Authenticator, TokenFile, parse_token_list
 from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
 from ai_ticket.web.http1 import Http1
@@ -127,7 +128,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     )
     service = AITicket(
         reactor=reactor,
-        logs=Logs(settings.log_level),
+        logs=Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor),
         warnings=loaded.warnings,
         endpoints=endpoints,
         connections=[callers, scrapers],
