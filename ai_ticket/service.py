@@ -87,7 +87,7 @@ class AITicket(MultiService):
     def setServiceParent(self, parent: IService) -> None:
         """Join an application, and give it our log: the same way from the .tac as from the plugin."""
         if isinstance(parent, Componentized):
-            parent.setComponent(ILogObserver, self._logs.observer)  # type: ignore[no-untyped-call]
+            parent.setComponent(ILogObserver, self._logs)  # type: ignore[no-untyped-call]
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
@@ -95,7 +95,7 @@ class AITicket(MultiService):
 
         @raise SystemExit: a port can't be listened on; the log says which.
         """
-        self._logs.bridge()
+        self._logs.start()
         for warning in self._warnings:
             self._log.warn("{warning}", warning=warning)
         _raise_file_limit()

@@ -127,6 +127,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     shutdown_grace_seconds: Annotated[Seconds, _help("time for what is in flight when the service is stopped")] = 120.0
 
     log_level: Annotated[LogLevel, _help("least severe level that is logged")] = "INFO"
+    log_format: Annotated[Literal["json", "text"], _help("json: an object a line; text: for reading on a terminal")] = (
+        "json"
+    )
+    log_payloads: Annotated[
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^(?i:off|sample:[1-9][0-9]{0,3})$",
+                extra={"allowed": "off, or sample:N with N from 1 to 9999 payloads a minute"},
+            ),
+        ],
+        _help("`sample:N` logs up to N payloads a minute at DEBUG, shortened and without credentials; off: none"),
+    ] = "off"
     metrics_namespace: Annotated[
         str, Meta(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$"), _help("prefix of the names of all metrics")
     ] = "ai_ticket"
@@ -199,7 +212,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 NOT_YET_IN_FORCE = frozenset(
     """
-    CORS_ALLOW_ORIGINS LOG_FORMAT LOG_PAYLOADS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
+    CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
     SHUTDOWN_DELAY_SECONDS WORKERS
     """.split()
 )
@@ -252,7 +265,7 @@ def _variable(field: str, hint: Any, default: Any) -> Variable:
         default=default,
         help=next(meta.description for meta in metas if meta.description),
         secret=extra.get("secret", False),
-        allowed=_allowed(hint, metas),
+        allowed=extra.get("allowed") or _allowed(hint, metas),
     )
 
 

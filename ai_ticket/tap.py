@@ -35,6 +35,7 @@ from ai_ticket.service import AITicket, Endpoint
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
+from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator, TokenFile
@@ -153,7 +154,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
             "metrics", "OTEL_PROMETHEUS_PORT", settings.otel_prometheus_host, settings.otel_prometheus_port, exporter
         )
     )
-    logs = Logs(settings.log_level)
+    logs = Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor)
     live_settings = LiveSettings(
         loaded,
         {

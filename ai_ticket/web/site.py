@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
@@ -140,7 +140,9 @@ class Site:
         method = request.method if request.method in _METHODS else "other"
         seconds = self._clock.seconds() - request.arrived
         self._recorder.request_finished(name, method, status, seconds)
-        self._log.info(
+        probe = status < 400 and (name == "/metrics" or name.startswith("/health"))
+        self._log.emit(
+            LogLevel.debug if probe else LogLevel.info,
             "{method} {route} {status}",
             method=method,
             route=name,
