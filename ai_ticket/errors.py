@@ -8,10 +8,11 @@ class DomainError(Exception):
 
     `message` is for a person, `details` says what exactly and where, `retry_after` is in seconds where trying again
     later can help. None of them may hold a secret, a prompt or a completion. `after_first_token` says that some of the
-    answer had come already, so that it can't be had again from the start.
+    answer had come already, so that it can't be had again from the start; `backend` is where, if it was at one.
     """
 
     after_first_token = False
+    backend: str | None = None
 
     code: ClassVar[str]
     default_message: ClassVar[str]

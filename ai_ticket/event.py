@@ -61,12 +61,13 @@ class Usage(Struct, frozen=True):
 
 
 class Completion(Struct, frozen=True):
-    """A model's whole answer. `usage` is None where the server tells no token counts."""
+    """A model's whole answer. `usage` is None where no token counts are told; `backend` is whose answer it is."""
 
     text: str
     finish_reason: FinishReason
     model: str
     usage: Usage | None
+    backend: str = ""
 
 
 class EventLimits(Struct, frozen=True):

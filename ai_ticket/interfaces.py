@@ -1,13 +1,13 @@
 """The seams between the rooms."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
-from ai_ticket.event import Completion, Event
+from ai_ticket.event import Completion, Event, Usage
+from ai_ticket.spans import NO_SPAN, Span
 
 
 class Client(Struct, frozen=True):
@@ -77,11 +77,14 @@ class Backend(Protocol):
     def state(self) -> BackendState:
         """What was last learnt of it, from memory."""
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         """Generate an answer, in one attempt.
 
         @param deadline: the clock's time by which it must be done, in seconds.
         @param sink: takes the text as it comes; the `Completion` then has none.
+        @param span: the operation that it is part of.
         @raise DomainError: one of the `Api...` errors, `ContextLengthExceeded` or `DeadlineExceeded`; its
             `after_first_token` says whether some of the answer had come.
         """
@@ -95,7 +98,7 @@ class Job(Struct, eq=False, kw_only=True):
 
     `deadline` is the clock's time by which it must be done, in seconds. An event of a `batch` has none until it begins:
     it waits for room as long as it takes, behind the other events of its client, and then has `timeout` seconds.
-    `sink` takes the text as it comes; the `Completion` then has none.
+    `sink` takes the text as it comes; the `Completion` then has none. `span` is the operation that it is part of.
 
     The pipeline fills in when it was queued, when it began and when it ended.
     """
@@ -106,6 +109,7 @@ class Job(Struct, eq=False, kw_only=True):
     deadline: float | None = None
     batch: bool = False
     sink: Sink | None = None
+    span: Span = NO_SPAN
     queued_at: float | None = None
     began_at: float | None = None
     ended_at: float | None = None
@@ -155,6 +159,27 @@ class PipelineRecorder(Protocol):
         """The last of the events that were taken from the queue together has ended."""
 
 
+class AttemptOutcome(Struct, frozen=True):
+    """How one attempt at a backend went. `endpoint` is a path; `outcome` is `ok`, an error's code, or `cancelled`.
+
+    `seconds` from its begin to its end, `first_token` until some text came, if any did.
+    """
+
+    backend: str
+    endpoint: str
+    outcome: str
+    seconds: float
+    first_token: float | None
+    usage: Usage | None
+
+
+class BackendRecorder(Protocol):
+    """Is told what happens at the backends. All arguments come from fixed sets but for the numbers."""
+
+    def attempt_ended(self, attempt: AttemptOutcome) -> None:
+        """An attempt has ended."""
+
+
 class Recorder(Protocol):
     """Is told what happens at the HTTP surface. All arguments come from fixed sets but for the seconds."""
 
@@ -169,127 +194,3 @@ class Recorder(Protocol):
 
     def rate_limited(self, reason: str) -> None:
         """A request was refused: its client's `quota` is used up, or its address sent too many an `invalid_token`."""
-
-
-SpanKind = Literal["internal", "server", "client"]
-Attributes = Mapping[str, str | bool | int | float | Sequence[str] | None]
-"""What a span says of its operation. None is left out."""
-
-
-class Span(Protocol):
-    """One operation of a trace.
-
-    It is handed on, never looked up: what belongs to an operation gets its span, and begins its own as a `child`.
-    After the end nothing of it changes. It may hold no token, prompt or completion.
-    """
-
-    @property
-    def trace_id(self) -> str | None:
-        """32 hexadecimal digits; None where there is no trace."""
-
-    @property
-    def span_id(self) -> str | None:
-        """16 hexadecimal digits; None where there is no trace."""
-
-    @property
-    def recording(self) -> bool:
-        """Whether anything that it is told is kept: where not, nothing need be worked out for it."""
-
-    def child(
-        self,
-        name: str,
-        *,
-        kind: SpanKind = "internal",
-        attributes: Attributes | None = None,
-        links: "Sequence[Span]" = (),
-        at: float | None = None,
-    ) -> "Span":
-        """Begin an operation that is part of this one.
-
-        @param links: spans that it has to do with, of this trace or another.
-        @param at: the clock's time, in seconds; now by default.
-        """
-
-    def set(self, attributes: Attributes) -> None:
-        """Say something of the operation."""
-
-    def link(self, span: "Span") -> None:
-        """The operation has to do with another."""
-
-    def fail(self, code: str) -> None:
-        """The operation failed; `code` is from a fixed set, such as a `DomainError`'s."""
-
-    def headers(self) -> dict[str, str]:
-        """The headers of a request to another service that make what happens there part of the operation."""
-
-    def end(self, at: float | None = None) -> None:
-        """The operation has ended, now or at that time of the clock."""
-
-
-class Tracer(Protocol):
-    """Begins traces."""
-
-    def start(
-        self,
-        name: str,
-        *,
-        kind: SpanKind = "internal",
-        traceparent: bytes | None = None,
-        tracestate: bytes | None = None,
-        attributes: Attributes | None = None,
-        links: Sequence[Span] = (),
-        at: float | None = None,
-    ) -> Span:
-        """Begin an operation that is part of no other here.
-
-        @param traceparent: with `tracestate`, the headers of the request that asks for it; it then belongs to the
-            caller's trace. What is malformed counts as absent.
-        """
-
-
-class NoSpan:
-    """The `Span` of what is not traced."""
-
-    __slots__ = ()
-    recording = False
-
-    @property
-    def trace_id(self) -> str | None:
-        """None: there is no trace."""
-        return None
-
-    @property
-    def span_id(self) -> str | None:
-        """None: there is no trace."""
-        return None
-
-    def child(
-        self,
-        name: str,
-        *,
-        kind: SpanKind = "internal",
-        attributes: Attributes | None = None,
-        links: Sequence[Span] = (),
-        at: float | None = None,
-    ) -> Span:
-        """Itself: what is part of it is not traced either."""
-        return self
-
-    def set(self, attributes: Attributes) -> None:
-        """Is not kept."""
-
-    def link(self, span: Span) -> None:
-        """Is not kept."""
-
-    def fail(self, code: str) -> None:
-        """Is not kept."""
-
-    def headers(self) -> dict[str, str]:
-        """None."""
-        return {}
-
-    def end(self, at: float | None = None) -> None:
-        """Is not kept."""
-
-
-NO_SPAN: Span = NoSpan()

@@ -16,6 +16,7 @@ from twisted.python.usage import Options as UsageOptions
 
 from ai_ticket import preflight
 from ai_ticket.backend.address import BackendAddress, Location, parse_api_urls, parse_passwords, parse_slots
+from ai_ticket.backend.dialect import ENDPOINTS
 from ai_ticket.backend.http_client import make_http_client
 from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
 from ai_ticket.backend.local import LocalServer
@@ -33,6 +34,7 @@ from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket, Endpoint
 from ai_ticket.settings import Settings, variables
+from ai_ticket.telemetry.backend_metrics import BackendMetrics, watch_backends
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
 from ai_ticket.telemetry.payloads import payloads_a_minute
@@ -102,7 +104,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         token_file = TokenFile(os.path.abspath(settings.ai_ticket_auth_token_file), authenticator)
         token_file.load()
 
-    pool, children = _make_pool(settings, reactor, random)
+    pool, children = _make_pool(settings, reactor, random, registry)
     timeouts = Timeouts(
         header=settings.header_timeout_seconds,
         body=settings.body_timeout_seconds,
@@ -232,8 +234,16 @@ def _make_pipeline(settings: Settings, reactor: Any, pool: Pool, registry: Colle
     return pipeline
 
 
-def _make_pool(settings: Settings, reactor: Any, random: Random) -> tuple[Pool, list[Service]]:
+def _make_pool(
+    settings: Settings, reactor: Any, random: Random, registry: CollectorRegistry
+) -> tuple[Pool, list[Service]]:
     ranks = parse_api_urls(settings.koboldcpp_api_url)
+    recorder = BackendMetrics(
+        settings.metrics_namespace,
+        registry,
+        [address.name for rank in ranks for address in rank],
+        [endpoint.path for endpoint in ENDPOINTS],
+    )
     count = sum(len(rank) for rank in ranks)
     passwords = iter(parse_passwords(settings.koboldcpp_password, count))
     slots = iter(parse_slots(settings.koboldcpp_slots, count))
@@ -266,6 +276,7 @@ def _make_pool(settings: Settings, reactor: Any, random: Random) -> tuple[Pool, 
             ),
             slots=own_slots,
             new_key=lambda: "AT" + secrets.token_hex(16),
+            recorder=recorder,
         )
 
     pool = Pool(
@@ -278,6 +289,7 @@ def _make_pool(settings: Settings, reactor: Any, random: Random) -> tuple[Pool, 
             random=random.random,
         ),
     )
+    watch_backends(settings.metrics_namespace, registry, pool.members)
     children += [Prober(member, reactor, random.random) for member in pool.members]
     return pool, children
 

@@ -23,7 +23,8 @@ from zope.interface import implementer
 from ai_ticket.backend.body import remember_end
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Usage
-from ai_ticket.interfaces import Admission, BackendState, Client, Job, Sink
+from ai_ticket.interfaces import Admission, AttemptOutcome, BackendState, Client, Job, Sink
+from ai_ticket.spans import NO_SPAN, Span
 from ai_ticket.web.connections import Connection, Connections, Listener, Timeouts
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
@@ -57,6 +58,13 @@ class Recorded:
         self.refused.append(reason)
 
 
+class Attempts(list[AttemptOutcome]):
+    """A `BackendRecorder` that remembers."""
+
+    def attempt_ended(self, attempt: AttemptOutcome) -> None:
+        self.append(attempt)
+
+
 class MemoryBackend:
     """A `Backend` in memory: each event waits in `calls` until the test fires its Deferred."""
 
@@ -66,7 +74,9 @@ class MemoryBackend:
         self.cancelled: list[Event] = []
         self._instant = instant
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         answer: Deferred[Completion] = Deferred(lambda _: self.cancelled.append(event))
         self.calls.append((event, answer))
         if self._instant:

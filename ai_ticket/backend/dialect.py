@@ -73,7 +73,7 @@ class Generation:
     """What has come of an answer so far. With a sink the text goes there, and is not kept."""
 
     def __init__(self, sink: Sink | None = None) -> None:
-        self._sink = sink
+        self.sink = sink
         self._parts: list[str] = []
         self._size = 0
         self.sent = False
@@ -93,7 +93,7 @@ class Generation:
         @raise ApiResponseFormatError: more than any model writes, which would fill the memory.
         """
         self._size += len(text)
-        if self._size > LONGEST_TEXT and self._sink is None:
+        if self._size > LONGEST_TEXT and self.sink is None:
             raise ApiResponseFormatError("the answer is too large")
         self._parts.append(text)
 
@@ -102,10 +102,10 @@ class Generation:
         if not self._parts:
             return
         self.begun = True
-        if self._sink is not None:
+        if self.sink is not None:
             text = self.text
             self._parts.clear()
-            self._sink.write(text)
+            self.sink.write(text)
 
     @property
     def text(self) -> str:

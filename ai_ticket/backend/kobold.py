@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.web.iweb import IResponse
 
+from ai_ticket.backend.attempt import Attempt
 from ai_ticket.backend.body import Body
 from ai_ticket.backend.context import fit
 from ai_ticket.backend.dialect import ENDPOINTS, FIRST_NATIVE, Endpoint, Generation
@@ -25,7 +26,8 @@ from ai_ticket.errors import (
     DomainError,
 )
 from ai_ticket.event import Completion, Event, FinishReason, Usage
-from ai_ticket.interfaces import BackendState, Sink
+from ai_ticket.interfaces import BackendRecorder, BackendState, Sink
+from ai_ticket.spans import NO_SPAN, Span
 
 PROBE_SECONDS = 5.0
 PERF_SECONDS = 1.0
@@ -70,8 +72,10 @@ class KoboldBackend:
         timeouts: BackendTimeouts,
         slots: int | None,
         new_key: Callable[[], str],
+        recorder: BackendRecorder,
     ):
         """@param slots: generations at a time; None for what the server says. @param new_key: a fresh random key."""
+        self._recorder = recorder
         self._server = server
         self._clock = clock
         self._timeouts = timeouts
@@ -108,10 +112,12 @@ class KoboldBackend:
         self._state = found
         return found
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         """Generate the whole answer, on the best endpoint that the server has."""
         try:
-            completion = await self._complete(event, deadline, sink)
+            completion = await self._complete(event, deadline, sink, span)
         except ApiConnectionError as error:
             if not error.after_first_token and self._state.up:
                 self._log.warn("backend {backend} is down: {reason}", backend=self._state.name, reason=error.details)
@@ -122,12 +128,12 @@ class KoboldBackend:
             self._state = replace(self._state, up=True, error=None)
         return completion
 
-    async def _complete(self, event: Event, deadline: float, sink: Sink | None) -> Completion:
+    async def _complete(self, event: Event, deadline: float, sink: Sink | None, span: Span) -> Completion:
         event = await fit(event, self._server, self._state, PROBE_SECONDS)
         while True:
             tried = self._endpoint
             try:
-                generation = await self._generate(ENDPOINTS[tried], event, deadline, sink)
+                return await self._attempt(ENDPOINTS[tried], event, deadline, sink, span)
             except NoSuchEndpoint as error:
                 if tried + 1 >= len(ENDPOINTS):
                     self._endpoint = 0
@@ -140,10 +146,27 @@ class KoboldBackend:
                     reason=error.details,
                     next=ENDPOINTS[self._endpoint].path,
                 )
-                continue
-            return await self._completion(generation, event, deadline)
 
-    async def _generate(self, endpoint: Endpoint, event: Event, deadline: float, sink: Sink | None) -> Generation:
+    async def _attempt(
+        self, endpoint: Endpoint, event: Event, deadline: float, sink: Sink | None, span: Span
+    ) -> Completion:
+        with Attempt(
+            backend=self._state.name,
+            endpoint=endpoint.path,
+            model=self._state.model,
+            event=event,
+            clock=self._clock,
+            recorder=self._recorder,
+            parent=span,
+        ) as attempt:
+            generation = await self._generate(endpoint, event, deadline, sink, attempt)
+            completion = await self._completion(generation, event, deadline)
+            attempt.completed(completion)
+            return completion
+
+    async def _generate(
+        self, endpoint: Endpoint, event: Event, deadline: float, sink: Sink | None, attempt: Attempt
+    ) -> Generation:
         begun = self._clock.seconds()
         left = deadline - begun
         first_token = min(left, self._timeouts.first_token or left)
@@ -151,11 +174,11 @@ class KoboldBackend:
         generation = Generation(sink)
         try:
             response = await self._server.post(
-                endpoint.path, endpoint.payload(event, key), first_token, generation.was_sent
+                endpoint.path, endpoint.payload(event, key), first_token, generation.was_sent, attempt.span.headers()
             )
             left = first_token - (self._clock.seconds() - begun)
             if endpoint.streams and _media_type(response) == "text/event-stream":
-                await self._read_stream(response, endpoint, generation, left, sink)
+                await self._read_stream(response, endpoint, generation, left, attempt)
             else:
                 await self._read_whole(response, endpoint, generation, left)
             if generation.finish_reason == "error":
@@ -184,7 +207,12 @@ class KoboldBackend:
             await self._server.ask("/api/extra/abort", {"genkey": key}, _Aborted, PROBE_SECONDS)
 
     async def _read_stream(
-        self, response: IResponse, endpoint: Endpoint, generation: Generation, first_token: float, sink: Sink | None
+        self,
+        response: IResponse,
+        endpoint: Endpoint,
+        generation: Generation,
+        first_token: float,
+        attempt: Attempt,
     ) -> None:
         decoder = SSEDecoder()
 
@@ -198,6 +226,8 @@ class KoboldBackend:
                 raise ApiResponseFormatError("an event of the stream is too large")
             finally:
                 generation.flush()
+            if generation.begun:
+                attempt.token_came()
             if generation.done:
                 body.complete()
             elif generation.begun:
@@ -205,8 +235,8 @@ class KoboldBackend:
 
         body = Body(self._clock, received, first=first_token, idle=self._timeouts.idle)
         reading = body.read(response)
-        if sink is not None:
-            sink.attach(body)
+        if generation.sink is not None:
+            generation.sink.attach(body)
         await reading
         if generation.finish_reason is None:
             raise ApiResponseStructureError("the stream ended without its end")
@@ -233,7 +263,7 @@ class KoboldBackend:
             reason = _kobold_reason(reason, usage, perf, event)
         finish_reason: FinishReason = "length" if reason == "length" else "stop"
         model = short_model_name(generation.model) or self._state.model or "unknown"
-        return Completion(generation.text, finish_reason, model, usage)
+        return Completion(generation.text, finish_reason, model, usage, self._state.name)
 
     async def _perf(self, deadline: float) -> _Perf | None:
         """The figures of the generation that just ended, which older versions and the native stream do not send.

@@ -25,6 +25,7 @@ from ai_ticket.errors import (
 )
 from ai_ticket.event import Completion, Event
 from ai_ticket.interfaces import Backend, BackendState, Sink
+from ai_ticket.spans import NO_SPAN, Span
 
 _FAILURES = (
     ApiAuthenticationError,
@@ -101,7 +102,9 @@ class Pool:
             await member.probe()
         return self.state
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         """Generate an answer, in as many attempts as the policy and the budget allow.
 
         @raise NoBackendAvailable: every circuit was open before any attempt. Otherwise as `Backend.complete`; the
@@ -112,7 +115,7 @@ class Pool:
         lease = await self._table.take(tried, deadline)
         while True:
             try:
-                return await self._attempt(lease, event, deadline, sink)
+                return await self._attempt(lease, event, deadline, sink, span)
             except DomainError as error:
                 tried.append(lease.member)
                 delay = self._delay(tried, error, deadline)
@@ -153,13 +156,14 @@ class Pool:
                 raise failed
             raise
 
-    async def _attempt(self, lease: Lease, event: Event, deadline: float, sink: Sink | None) -> Completion:
+    async def _attempt(self, lease: Lease, event: Event, deadline: float, sink: Sink | None, span: Span) -> Completion:
         verdict = Verdict.NOTHING
         try:
-            completion = await lease.member.backend.complete(event, deadline, sink)
+            completion = await lease.member.backend.complete(event, deadline, sink, span)
             verdict = Verdict.SUCCESS
             return completion
         except DomainError as error:
+            error.backend = lease.member.state.name
             verdict = self._verdict(error, deadline)
             if not isinstance(error, CallerTooSlow | ContextLengthExceeded):
                 lease.member.failed(error, self._clock.seconds())

@@ -1,6 +1,6 @@
 """HTTP to a model server: requests sent by treq, and what their failures and refusals mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 BUSY_RETRY_SECONDS = 1.0
 LARGEST_SMALL_BODY = 1_048_576
+
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class NoSuchEndpoint(ApiClientError):
@@ -82,15 +84,23 @@ class ModelServer:
         self._urls: dict[tuple[str, str], URL] = {}
 
     async def post(
-        self, path: str, payload: dict[str, Any], timeout: float, sent: Callable[[], object] = lambda: None
+        self,
+        path: str,
+        payload: dict[str, Any],
+        timeout: float,
+        sent: Callable[[], object] = lambda: None,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> IResponse:
         """Send a request; the answer's body is still to be read.
 
         @param timeout: for everything up to the answer's head, in seconds.
         @param sent: is called when the request is on its way: from then on the server may have begun.
+        @param headers: to be sent beside those that every request has.
         @raise DomainError: the server can't be reached, is silent, or refuses.
         """
-        response = await self._request("POST", path, timeout, BytesProducer(msgspec.json.encode(payload), sent))
+        response = await self._request(
+            "POST", path, timeout, BytesProducer(msgspec.json.encode(payload), sent), headers
+        )
         if response.code != 200:
             raise await self._refusal(response)
         return response
@@ -130,13 +140,22 @@ class ModelServer:
         await Body(self._clock, received, first=timeout, idle=timeout).read(response)
         return b"".join(chunks)
 
-    async def _request(self, method: str, path: str, timeout: float, data: BytesProducer | None) -> IResponse:
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        timeout: float,
+        data: BytesProducer | None,
+        more_headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> IResponse:
         location = self._locate()
         if location is None:
             raise ApiConnectionError("the model server is not running")
         headers = Headers({"Content-Type": ["application/json"]} if data is not None else {})
         if location.api_key is not None:
             headers.addRawHeader("Authorization", f"Bearer {location.api_key}")
+        for name, value in more_headers.items():
+            headers.addRawHeader(name, value)
         http = self._kept_http if self.keeps_connections else self._http
         sending = http.request(
             method,

@@ -7,7 +7,7 @@ from random import Random
 from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 
-from ai_ticket.interfaces import NO_SPAN, Attributes, NoSpan, Span, SpanKind
+from ai_ticket.spans import NO_SPAN, Attributes, NoSpan, Span, SpanKind
 from ai_ticket.telemetry.tracing_context import RANDOM, SAMPLED, TraceContext, parse
 
 Attribute = str | bool | int | float | list[str]

@@ -8,8 +8,8 @@ from twisted.application.service import MultiService
 from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket import __version__
-from ai_ticket.interfaces import Tracer
 from ai_ticket.settings import DEFAULTS, Settings
+from ai_ticket.spans import Tracer
 from ai_ticket.telemetry.tracing import ForwardingTracer, SpanLimits, SpanTracer, make_sampler
 from ai_ticket.telemetry.tracing_export import ConsoleExporter, Exporter, SpanExport
 from ai_ticket.telemetry.tracing_values import parse_headers, parse_pairs, traces_url

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from fake_world import FakeWorld, body_of, text_of
-from harness import CAPTURES
+from harness import CAPTURES, Attempts
 from memory_network import Caller
 from pytest_twisted import ensureDeferred
 from treq.client import HTTPClient
@@ -354,6 +354,7 @@ class Live:
             timeouts=BackendTimeouts(None, SOON),
             slots=None,
             new_key=lambda: f"key{reactor.seconds()}",
+            recorder=Attempts(),
         )
 
 

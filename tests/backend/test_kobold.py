@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from harness import Answer, MemoryServer, ServerTransport, capture, recorded
+from harness import Answer, Attempts, MemoryServer, ServerTransport, capture, recorded
 from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
@@ -37,6 +37,9 @@ KOBOLD = {
 LLAMA = {"GET /props": recorded("llamacpp/props.txt")}
 
 
+HOST = "host:5001"
+
+
 class World:
     """A backend, the server in memory that it talks to, and their clock."""
 
@@ -44,6 +47,7 @@ class World:
         self.clock = Clock()
         self.server = MemoryServer(self.clock, answers)
         keys = iter(f"key{n}" for n in range(100))
+        self.attempts = Attempts()
         self.backend = KoboldBackend(
             "host:5001",
             ModelServer(self.server.http, self.server.http, self.clock, lambda: Location("http://host:5001", key)),
@@ -51,6 +55,7 @@ class World:
             timeouts=BackendTimeouts(first_token, 30.0),
             slots=None,
             new_key=lambda: next(keys),
+            recorder=self.attempts,
         )
 
     def probe(self) -> Any:
@@ -148,7 +153,9 @@ def test_chat_on_koboldcpp() -> None:
     world = World({**KOBOLD, CHAT: recorded("koboldcpp/chat-stream-usage.txt")})
     world.probe()
     completion = world.complete(Event(EVENT.messages, Parameters(max_tokens=4)))
-    assert completion == Completion("I'm so sorry", "length", "koboldcpp/SmolLM2-135M-Instruct.Q4_1", Usage(16, 4, 20))
+    assert completion == Completion(
+        "I'm so sorry", "length", "koboldcpp/SmolLM2-135M-Instruct.Q4_1", Usage(16, 4, 20), "host:5001"
+    )
     sent = world.sent(CHAT)
     assert sent == {
         "messages": [
@@ -183,7 +190,7 @@ def test_chat_on_llamacpp() -> None:
     world = World({**LLAMA, CHAT: recorded("llamacpp/chat-stream-usage.txt")})
     world.probe()
     completion = world.complete()
-    assert completion == Completion("Hello, I'm", "length", "SmolLM2-135M-Instruct.Q4_1", Usage(37, 4, 41))
+    assert completion == Completion("Hello, I'm", "length", "SmolLM2-135M-Instruct.Q4_1", Usage(37, 4, 41), HOST)
 
 
 def test_koboldcpp_says_length_for_a_stop_sequence() -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 from fake_world import FakeWorld
+from harness import Attempts
+from memory_tracer import MemoryTracer
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
@@ -26,6 +28,7 @@ class World(FakeWorld):
     def __init__(self, *, key: str | None = None, first_token: float | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         numbers = iter(range(100))
+        self.attempts = Attempts()
         self.backend = KoboldBackend(
             "host:5001",
             ModelServer(self.network.http, self.network.http, self.clock, lambda: Location("http://host:5001", key)),
@@ -33,6 +36,7 @@ class World(FakeWorld):
             timeouts=BackendTimeouts(first_token, 10.0),
             slots=None,
             new_key=lambda: f"key{next(numbers)}",
+            recorder=self.attempts,
         )
 
     def begin(self, event: Event = EVENT) -> tuple[Deferred[Completion], list[Any]]:
@@ -80,7 +84,7 @@ def test_what_it_learns() -> None:
 
 def test_a_completion() -> None:
     world = World(text="The answer is 4.", password="sesame", key="sesame")
-    assert world.complete() == Completion("The answer is 4.", "stop", "koboldcpp/fake", Usage(10, 7, 17))
+    assert world.complete() == Completion("The answer is 4.", "stop", "koboldcpp/fake", Usage(10, 7, 17), "host:5001")
     [asked] = [seen for seen in world.fake.requests if seen.method == "POST"]
     assert (asked.path, asked.json["stream"], asked.json["genkey"]) == (CHAT, True, "key0")
     world.run(0.2)
@@ -175,3 +179,43 @@ def test_killed_in_the_middle() -> None:
         world.end(found)
     assert caught.value.code == "api_response_structure_error"
     assert world.complete().text
+
+
+def test_what_is_recorded_of_an_attempt() -> None:
+    world = World()
+    world.complete()
+    [attempt] = world.attempts
+    assert (attempt.backend, attempt.endpoint, attempt.outcome) == ("host:5001", CHAT, "ok")
+    assert attempt.usage == Usage(10, 52, 62)
+    assert attempt.first_token is not None
+    assert 0.3 < attempt.first_token <= attempt.seconds < 2
+
+
+def test_an_attempt_that_is_given_up() -> None:
+    world = World()
+    world.result(Deferred.fromCoroutine(world.backend.probe()))
+    answering, _ = world.begin()
+    answering.cancel()
+    world.run(1.0)
+    [attempt] = world.attempts
+    assert (attempt.outcome, attempt.first_token, attempt.usage) == ("cancelled", None, None)
+
+
+def test_the_trace_goes_with_the_request() -> None:
+    world = World()
+    world.result(Deferred.fromCoroutine(world.backend.probe()))
+    tracer = MemoryTracer(world.clock)
+    root = tracer.start("root")
+    found: list[Any] = []
+    Deferred.fromCoroutine(world.backend.complete(EVENT, world.clock.seconds() + 120.0, None, root)).addBoth(
+        found.append
+    )
+    world.run()
+    world.end(found)
+    [span] = tracer.ended
+    assert (span.name, span.kind, span.parent_id) == ("kobold.get_completion", "client", root.span_id)
+    assert span.attributes["gen_ai.operation.name"] == "chat"
+    assert span.attributes["gen_ai.request.model"] == span.attributes["gen_ai.response.model"] == "koboldcpp/fake"
+    assert span.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+    assert (span.attributes["gen_ai.usage.input_tokens"], span.attributes["gen_ai.usage.output_tokens"]) == (10, 52)
+    assert (span.attributes["server.address"], span.attributes["server.port"]) == ("host", 5001)

@@ -31,6 +31,7 @@ from ai_ticket.errors import (
 )
 from ai_ticket.event import Completion, Event, Message, Parameters
 from ai_ticket.interfaces import BackendState, Sink
+from ai_ticket.spans import NO_SPAN, Span
 
 
 class Server:
@@ -45,7 +46,9 @@ class Server:
         self.behave: Callable[[], Completion | DomainError] | None = None
         self.healthy = True
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         self.taken.append(event.prompt)
         self.sinks.append(sink)
         if self.behave is not None:

@@ -9,6 +9,7 @@ from twisted.internet.task import Clock
 from ai_ticket.backend.prober import Prober
 from ai_ticket.event import Completion, Event
 from ai_ticket.interfaces import BackendState, Sink
+from ai_ticket.spans import NO_SPAN, Span
 
 
 class ProbedBackend:
@@ -18,7 +19,9 @@ class ProbedBackend:
         self.state = BackendState(name="b", up=False, slots=1)
         self.probes: list[Deferred[Any]] = []
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         raise NotImplementedError
 
     async def probe(self) -> BackendState:

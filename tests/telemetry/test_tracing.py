@@ -11,7 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from twisted.internet.task import Clock
 
-from ai_ticket.interfaces import NO_SPAN, Span, Tracer
+from ai_ticket.spans import NO_SPAN, Span, Tracer
 from ai_ticket.telemetry.tracing import ForwardingTracer, SpanLimits, make_sampler
 from ai_ticket.telemetry.tracing_context import TraceContext, parse
 
