@@ -24,7 +24,7 @@ class ScriptedExporter:
         self.gate = threading.Event()
         self.gate.set()
         self.began = threading.Event()
-        self.abandoned = False
+        self.hurried = False
         self.threads: set[int] = set()
 
     def export(self, spans: Sequence[RecordedSpan]) -> None:
@@ -35,8 +35,8 @@ class ScriptedExporter:
             raise self.error
         self.batches.append([span.name for span in spans])
 
-    def abandon(self) -> None:
-        self.abandoned = True
+    def hurry(self) -> None:
+        self.hurried = True
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_stuck_exporter_does_not_hold_up_the_stop(reactor: FakeReactor, warnin
     reactor.advance(0.01)
     assert done == [None]
     assert time.monotonic() - began < 1.0
-    assert exporter.abandoned
+    assert exporter.hurried
     assert export.dropped == 5
     assert len(warnings) == 1
     exporter.gate.set()
