@@ -147,7 +147,7 @@ class SpanExport(Service):
         if self._told_at is None or now - self._told_at >= WARNING_SECONDS:
             count, self._told = self.dropped - self._told, self.dropped
             self._told_at = now
-            self._log.warn("{count} spans were dropped: {reason}", count=count, reason=reason)
+            self._log.warn("spans dropped: {count}, {reason}", count=count, reason=reason)
 
     # In the thread.
 

@@ -251,7 +251,7 @@ def test_a_hanging_collector(silent: str, tracer: MemoryTracer, caplog: pytest.L
     began = time.monotonic()
     with pytest.raises(ExportError, match="can't be reached: timed out"):
         make_exporter(silent, timeout=0.2).export(some(tracer))
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 4.0
     assert caplog.records == []
 
 
@@ -270,7 +270,7 @@ def test_no_second_attempt_when_the_service_stops(dead: str, tracer: MemoryTrace
     began = time.monotonic()
     with pytest.raises(ExportError, match="Connection refused"):
         exporter.export(some(tracer))
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0
 
 
 class TestTls:
@@ -351,7 +351,7 @@ class TestUnderLoad:
         export.stopService().addCallback(stopped.append)
         reactor.advance(STOP_SECONDS)
         assert stopped == [None]
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 4.0
         assert export.dropped >= 5000 - 10
         receiver.gate.set()
 
