@@ -2,9 +2,10 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from threading import Event, Thread
+from time import sleep
 from typing import Any, Protocol, TextIO
 
 import msgspec
@@ -19,6 +20,7 @@ STOP_SECONDS = 2.5
 """How long the spans that are left may take when the service stops; what else is to be done fits within 3 s."""
 
 WARNING_SECONDS = 60.0
+GIVE_WAY_AFTER = 16
 
 
 class ExportError(Exception):
@@ -38,8 +40,19 @@ class Exporter(Protocol):
         @raise ExportError: they could not be exported.
         """
 
-    def abandon(self) -> None:
-        """Called in another thread than the one that exports: it need not try any longer."""
+    def hurry(self) -> None:
+        """The service stops: try no batch a second time. Called in another thread than the one that exports."""
+
+
+def giving_way(spans: Sequence[RecordedSpan]) -> Iterator[RecordedSpan]:
+    """The spans, one by one, with time for the reactor's thread now and then.
+
+    It would wait for up to 5 ms each time that it wakes, until the interpreter takes the exporting thread off.
+    """
+    for number, span in enumerate(spans, 1):
+        yield span
+        if number % GIVE_WAY_AFTER == 0:
+            sleep(0)
 
 
 class SpanExport(Service):
@@ -112,12 +125,12 @@ class SpanExport(Service):
         self._stopped = Deferred()
         self._giving_up = self._clock.callLater(STOP_SECONDS, self._give_up)
         self._stopping = True
+        self._exporter.hurry()
         self._wake.set()
         return self._stopped
 
     def _give_up(self) -> None:
         self._abandoned = True
-        self._exporter.abandon()
         self._overflowed += len(self._queue)
         self._warn("there was no time left for them")
         self._finish()
@@ -134,7 +147,7 @@ class SpanExport(Service):
         if self._told_at is None or now - self._told_at >= WARNING_SECONDS:
             count, self._told = self.dropped - self._told, self.dropped
             self._told_at = now
-            self._log.warn("{count} spans were dropped: {reason}", count=count, reason=reason)
+            self._log.warn("spans dropped: {count}, {reason}", count=count, reason=reason)
 
     # In the thread.
 
@@ -170,12 +183,13 @@ class ConsoleExporter:
     def export(self, spans: Sequence[RecordedSpan]) -> None:
         """Write them, all at once."""
         try:
-            self._out.write(b"".join(msgspec.json.encode(self._line(span)) + b"\n" for span in spans).decode())
+            lines = [msgspec.json.encode(self._line(span)).decode() + "\n" for span in giving_way(spans)]
+            self._out.write("".join(lines))
             self._out.flush()
         except (OSError, ValueError) as error:  # ValueError: it is closed
             raise ExportError(f"they can't be written to standard error: {error}")
 
-    def abandon(self) -> None:
+    def hurry(self) -> None:
         """Nothing can be done about a terminal that takes no more."""
 
     def _line(self, span: RecordedSpan) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def make_tracing(
     if settings.otel_sdk_disabled or target == "none":
         return Tracing(ForwardingTracer(), None)
     resource = make_resource(settings, instance_id)
-    exporter = ConsoleExporter(resource, console) if target == "console" else _make_otlp_exporter(settings, resource)
+    exporter = (
+        ConsoleExporter(resource, console) if target == "console" else _make_otlp_exporter(settings, resource, random)
+    )
     export = SpanExport(
         exporter,
         clock=clock,
@@ -94,8 +96,8 @@ def _default_exporter(settings: Settings) -> str:
     return "otlp" if any(endpoints) else "console"
 
 
-def _make_otlp_exporter(settings: Settings, resource: dict[str, str]) -> Exporter:
-    # It takes 10 MB and a quarter of a second, which those need not spend who have no collector.
+def _make_otlp_exporter(settings: Settings, resource: dict[str, str], random: Random) -> Exporter:
+    # It takes megabytes and a tenth of a second, which those need not spend who have no collector.
     from ai_ticket.telemetry.tracing_otlp import Collector, OtlpExporter  # noqa: PLC0415
 
     collector = Collector(
@@ -107,4 +109,4 @@ def _make_otlp_exporter(settings: Settings, resource: dict[str, str]) -> Exporte
         client_certificate_file=settings.otel_exporter_otlp_client_certificate,
         client_key_file=settings.otel_exporter_otlp_client_key,
     )
-    return OtlpExporter(collector, resource)
+    return OtlpExporter(collector, resource, random.random)

@@ -24,7 +24,7 @@ class ScriptedExporter:
         self.gate = threading.Event()
         self.gate.set()
         self.began = threading.Event()
-        self.abandoned = False
+        self.hurried = False
         self.threads: set[int] = set()
 
     def export(self, spans: Sequence[RecordedSpan]) -> None:
@@ -35,8 +35,8 @@ class ScriptedExporter:
             raise self.error
         self.batches.append([span.name for span in spans])
 
-    def abandon(self) -> None:
-        self.abandoned = True
+    def hurry(self) -> None:
+        self.hurried = True
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_what_finds_the_queue_full_is_dropped_and_counted(reactor: FakeReactor, 
         export.put(span)
     assert export.waiting == 10
     assert export.dropped == 4990
-    assert warnings == ["1 spans were dropped: they end faster than they can be exported"]
+    assert warnings == ["spans dropped: 1, they end faster than they can be exported"]
     exporter.gate.set()
     stop(reactor, export)
     assert [name for batch in exporter.batches for name in batch] == [str(number) for number in range(11)]
@@ -141,13 +141,13 @@ def test_one_warning_a_minute_says_how_many(reactor: FakeReactor, warnings: list
         reactor.run_calls()
 
     fail(1)
-    assert warnings == ["1 spans were dropped: no answer"]
+    assert warnings == ["spans dropped: 1, no answer"]
     reactor.advance(59.9)
     fail(3)
     assert len(warnings) == 1
     reactor.advance(0.1)
     fail(1)
-    assert warnings[1:] == ["4 spans were dropped: no answer"]
+    assert warnings[1:] == ["spans dropped: 4, no answer"]
     stop(reactor, export)
 
 
@@ -167,7 +167,7 @@ def test_a_fault_costs_its_batch_alone(reactor: FakeReactor, warnings: list[str]
     export.startService()
     export.put(spans(reactor, 1)[0])
     reactor.run_until(lambda: bool(warnings))
-    assert warnings == ["1 spans were dropped: KeyError('oops')"]
+    assert warnings == ["spans dropped: 1, KeyError('oops')"]
     exporter.error = None
     export.put(spans(reactor, 1)[0])
     stop(reactor, export)
@@ -190,8 +190,8 @@ def test_a_stuck_exporter_does_not_hold_up_the_stop(reactor: FakeReactor, warnin
     assert not done
     reactor.advance(0.01)
     assert done == [None]
-    assert time.monotonic() - began < 1.0
-    assert exporter.abandoned
+    assert time.monotonic() - began < 5.0
+    assert exporter.hurried
     assert export.dropped == 5
     assert len(warnings) == 1
     exporter.gate.set()

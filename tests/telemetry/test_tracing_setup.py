@@ -16,7 +16,8 @@ from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.settings import MORE_SPECIFIC, Settings, variables
 from ai_ticket.telemetry import tracing_otlp
 from ai_ticket.telemetry.tracing import ForwardingTracer, SpanTracer
-from ai_ticket.telemetry.tracing_otlp import Collector, OtlpExporter
+from ai_ticket.telemetry.tracing_export import ConsoleExporter
+from ai_ticket.telemetry.tracing_otlp import Collector
 from ai_ticket.telemetry.tracing_setup import Tracing, make_resource, make_tracing
 from ai_ticket.telemetry.tracing_values import parse_headers, parse_pairs
 
@@ -35,9 +36,9 @@ def collectors(monkeypatch: pytest.MonkeyPatch) -> list[Collector]:
     """The collectors that spans would go to."""
     found: list[Collector] = []
 
-    def make(collector: Collector, resource: dict[str, str]) -> OtlpExporter:
+    def make(collector: Collector, *others: Any) -> ConsoleExporter:
         found.append(collector)
-        return OtlpExporter(collector, resource)
+        return ConsoleExporter({}, io.StringIO())
 
     monkeypatch.setattr(tracing_otlp, "OtlpExporter", make)
     return found
@@ -315,7 +316,7 @@ def test_the_collectors_part_is_not_loaded_without_one() -> None:
         "import sys, io; from random import Random; from twisted.internet.task import Clock;"
         "from ai_ticket.settings import Settings; from ai_ticket.telemetry.tracing_setup import make_tracing;"
         "make_tracing(Settings(), clock=Clock(), call_in_reactor=print, random=Random(), instance_id='i');"
-        "print([name for name in sys.modules if name.split('.')[0] in ('opentelemetry', 'requests', 'google')])"
+        "print([name for name in sys.modules if name.split('.')[0] in ('opentelemetry', 'urllib3', 'google')])"
     )
     path = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", script], cwd=path, capture_output=True, text=True, check=True)
