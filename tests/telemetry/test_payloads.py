@@ -191,11 +191,10 @@ def test_any_text_is_dealt_with(text: str) -> None:
     assert isinstance(without_credentials(text), str)
 
 
-@pytest.mark.parametrize(
-    "piece",
-    ["token", "token\\", 'token"', "token: ", "token=\\\\", "://", "://a@", "-----BEGIN ", "\\", '\\"', "basic ", "sk-"]
-    + ["a", "_", "-", " ", "\n", "key", "eyJ", "password\\n", "\\u0041", "\\\\u0022", '"token":"', "auth", "%", "xox"],
-)
+SLOW = r"""token token\ token" token=\\ :// ://a@ \ \" sk- a _ - key eyJ password\n \u0041 \\u0022 "token":" auth %"""
+
+
+@pytest.mark.parametrize("piece", [*SLOW.split(), "token: ", "-----BEGIN ", "basic ", " ", "\n"])
 def test_no_payload_takes_long(piece: str) -> None:
     """No pattern takes more than a little of the reactor's time, whatever a caller sends."""
     text = piece * (2 * LONGEST // len(piece))
