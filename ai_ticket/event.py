@@ -103,15 +103,16 @@ _METADATA = dict[str, str | None]
 MOST_METADATA = 16
 
 
-def parse_event(body: bytes, limits: EventLimits) -> Event:
-    """Read an event from the JSON text of a request's body.
+def parse_event(body: bytes, limits: EventLimits, *, marked: bool = False) -> Event:
+    """Read an event from its JSON text.
 
+    @param marked: lone surrogates were replaced already (`strictjson.mark_lone_surrogates`).
     @raise DomainError: one of `InvalidRequest`, `InvalidInputFormat`, `MissingContentField`, `InvalidParameter`,
         `PromptExtractionFailed`; its details name the JSON path.
     """
     try:
         strictjson.check(body)
-        envelope, marked = _read_envelope(body)
+        envelope, marked_now = _read_envelope(body)
     except JSONError as error:
         raise InvalidRequest(str(error), message="The body is not valid JSON.")
     if isinstance(envelope.content, UnsetType):
@@ -126,7 +127,7 @@ def parse_event(body: bytes, limits: EventLimits) -> Event:
         if len(metadata) > MOST_METADATA:
             raise InvalidParameter("metadata must be an object of up to 16 string values")
     event = Event(messages, parameters, max_tokens_given, bool(stream), metadata)
-    if marked:
+    if marked or marked_now:
         _refuse_lone_surrogates(event)
     return event
 

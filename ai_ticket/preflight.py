@@ -1,20 +1,63 @@
-"""What of the settings can be wrong beyond their values: files that are not there, or do not fit."""
+"""What of the settings can be wrong or unwise beyond their values: files that are not there, or open to others."""
 
+import os
+import ssl
+import stat
 from collections.abc import Iterator
+from importlib.util import find_spec
+from ipaddress import ip_address
 from itertools import chain
 
 from ai_ticket.backend import model
 from ai_ticket.backend.address import parse_api_urls
 from ai_ticket.backend.http_client import trust_root
-from ai_ticket.environment import problem, read_text
-from ai_ticket.settings import Settings
-from ai_ticket.web.auth import parse_token_list, parse_tokens
+from ai_ticket.environment import ENV_FILE, Loaded, problem, read_file
+from ai_ticket.limit.address import parse_redis_url
+from ai_ticket.settings import Settings, variables
+from ai_ticket.tokens import parse_tokens
 from ai_ticket.web.tls import CertificateError, server_context
 
 
 def problems(settings: Settings) -> list[str]:
     """One line for each reason why the service can't start with these settings. Reads files, so it blocks."""
-    return [*_certificate(settings), *_tokens(settings), *_backend(settings)]
+    return [*_certificate(settings), *_tokens(settings), *_redis(settings), *_backend(settings), *_collector(settings)]
+
+
+def warnings(loaded: Loaded) -> list[str]:
+    """One line for each thing that the operator may not have meant. Looks at files, so it blocks."""
+    return [*_open_files(loaded), *_open_doors(loaded.settings)]
+
+
+def _open_files(loaded: Loaded) -> Iterator[str]:
+    settings = loaded.settings
+    secrets = {name for name, variable in variables().items() if variable.secret}
+    if any(loaded.env_file.get(name, "").strip() for name in secrets):
+        yield from _others_may(loaded.origin.env_file, ENV_FILE)
+    if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
+        yield from _others_may(settings.ai_ticket_auth_token_file, "AI_TICKET_AUTH_TOKEN_FILE")
+
+
+def _others_may(path: str, variable: str) -> Iterator[str]:
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except OSError:
+        return  # where it matters, `problems` says so
+    can = " and ".join(word for bit, word in ((stat.S_IROTH, "read"), (stat.S_IWOTH, "change")) if mode & bit)
+    if can:
+        yield f"{variable}: every user of this machine may {can} {path} (mode {mode:04o}); chmod 600 it"
+
+
+def _open_doors(settings: Settings) -> Iterator[str]:
+    if not settings.ai_ticket_auth and not _is_loopback(settings.bind_host):
+        where = settings.bind_host or "all addresses"
+        yield f"AI_TICKET_AUTH=off: whoever reaches this machine may call, for the service listens on {where}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _certificate(settings: Settings) -> Iterator[str]:
@@ -25,19 +68,26 @@ def _certificate(settings: Settings) -> Iterator[str]:
 
 
 def _tokens(settings: Settings) -> Iterator[str]:
-    if not settings.ai_ticket_auth:
-        return
-    fixed = parse_token_list(settings.ai_ticket_auth_token or "")
     path = settings.ai_ticket_auth_token_file
-    if path is None:
-        if not fixed:
-            yield problem("AI_TICKET_AUTH_TOKEN", settings.ai_ticket_auth_token, "no token in it")
+    if not settings.ai_ticket_auth or path is None:
         return
     try:
-        parse_tokens(read_text(path))
+        parse_tokens(read_file(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         yield problem("AI_TICKET_AUTH_TOKEN_FILE", path, reason or "can't be read")
+
+
+def _redis(settings: Settings) -> Iterator[str]:
+    if settings.rate_limit_backend != "redis":
+        return
+    if find_spec("txredisapi") is None:
+        reason = "needs the package txredisapi: install ai-ticket with the extra [redis]"
+        yield problem("RATE_LIMIT_BACKEND", "redis", reason)
+    try:
+        parse_redis_url(settings.redis_url or "")
+    except ValueError as error:
+        yield problem("REDIS_URL", settings.redis_url, str(error))
 
 
 def _backend(settings: Settings) -> Iterator[str]:
@@ -50,3 +100,21 @@ def _backend(settings: Settings) -> Iterator[str]:
             trust_root(settings.koboldcpp_ca_file)
         except (OSError, ValueError) as error:
             yield problem("KOBOLDCPP_CA_FILE", settings.koboldcpp_ca_file, f"can't be read: {error}")
+
+
+def _collector(settings: Settings) -> Iterator[str]:
+    ca_file = settings.otel_exporter_otlp_certificate
+    if ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            yield problem("OTEL_EXPORTER_OTLP_CERTIFICATE", ca_file, f"can't be read: {error}")
+    certificate = settings.otel_exporter_otlp_client_certificate
+    if certificate is not None:
+        key = settings.otel_exporter_otlp_client_key
+        try:
+            # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
+            ssl.create_default_context().load_cert_chain(certificate, key, password="")
+        except OSError as error:
+            reason = f"can't be read, or has no private key that fits: {error}"
+            yield problem("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", certificate, reason)

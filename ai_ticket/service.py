@@ -16,11 +16,11 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
+from ai_ticket.reload import Reloadable
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.web.auth import InThread, TokenFile
 from ai_ticket.web.connections import CLOSE_SECONDS, Connections
 from ai_ticket.web.site import Site
-from ai_ticket.web.tls import CertificateError, TlsConnections, server_context
 
 BACKLOG = 1024
 POLL_SECONDS = 0.05
@@ -34,15 +34,6 @@ class Endpoint(Struct, frozen=True):
     host: str
     port: int
     factory: IProtocolFactory
-
-
-class Reloadable(Struct, frozen=True):
-    """What SIGHUP reads anew."""
-
-    token_file: TokenFile | None
-    tls: TlsConnections
-    certificate_file: str
-    key_file: str
 
 
 class Phase(Enum):
@@ -215,20 +206,9 @@ class AITicket(MultiService):
 
     def _reload_requested(self) -> None:
         self._log.info("reloading")
-        Deferred.fromCoroutine(self._reload()).addErrback(
+        Deferred.fromCoroutine(self._reloadable.reload(self._in_thread)).addErrback(
             lambda failure: self._log.failure("reloading failed", failure)
         )
-
-    async def _reload(self) -> None:
-        if self._reloadable.token_file is not None:
-            await self._reloadable.token_file.reload(self._in_thread, force=True)
-        files = self._reloadable.certificate_file, self._reloadable.key_file
-        try:
-            self._reloadable.tls.context = await self._in_thread(lambda: server_context(*files))
-        except CertificateError as error:
-            self._log.error("the certificate read last stays in force: {reason}", reason=str(error))
-        else:
-            self._log.info("certificate {path} read", path=files[0])
 
     def _reload_tokens(self, token_file: TokenFile) -> Deferred[None]:
         return Deferred.fromCoroutine(token_file.reload(self._in_thread))

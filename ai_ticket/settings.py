@@ -1,6 +1,7 @@
 """The settings: each declared once with its type, default, bounds and meaning. `environment` reads them.
 
-A setting's environment variable is its field name in upper case. Times are in seconds, sizes in bytes.
+A setting's environment variable is its field name in upper case. Times are in seconds, sizes in bytes; OpenTelemetry's
+own times are in milliseconds, as everywhere.
 """
 
 from functools import cache
@@ -146,15 +147,90 @@ class Settings(Struct, frozen=True, kw_only=True):
     otel_prometheus_host: Annotated[Text, _help("address of the metrics exporter")] = "0.0.0.0"
     otel_prometheus_port: Annotated[Port, _help("port of the metrics exporter, plain HTTP")] = 9464
 
+    otel_sdk_disabled: Annotated[bool, _help("on switches traces off, as OTEL_TRACES_EXPORTER=none does")] = False
+    otel_service_name: Annotated[Text, _help("the service's name in its traces")] = "ai-ticket"
+    otel_resource_attributes: Annotated[
+        Text | None, _help("more that its traces say of the service: `name=value`, separated by commas")
+    ] = None
+    otel_traces_exporter: Annotated[
+        Literal["otlp", "console", "none"] | None,
+        _help(
+            "where traces go: to a collector, as lines of JSON to standard error, nowhere; "
+            "unset: otlp where one of the two endpoints is set, else console"
+        ),
+    ] = None
+    otel_traces_sampler: Annotated[
+        Literal[
+            "always_on",
+            "always_off",
+            "traceidratio",
+            "parentbased_always_on",
+            "parentbased_always_off",
+            "parentbased_traceidratio",
+        ],
+        _help("which requests are traced; parentbased: as the caller says, where it says anything"),
+    ] = "parentbased_always_on"
+    otel_traces_sampler_arg: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None, _help("share of requests that traceidratio traces; unset: 1, all")
+    ] = None
+    otel_exporter_otlp_endpoint: Annotated[
+        Text | None, _help("the collector, OTLP over HTTP; traces go to /v1/traces under it")
+    ] = None
+    otel_exporter_otlp_traces_endpoint: Annotated[
+        Text | None, _help("the whole URL that traces go to, where it is another")
+    ] = None
+    otel_exporter_otlp_protocol: Annotated[Literal["http/protobuf"], _help("how traces are sent; there is one way")] = (
+        "http/protobuf"
+    )
+    otel_exporter_otlp_headers: Annotated[
+        str | None, _secret("headers for the collector: `name=value`, separated by commas, values percent-encoded")
+    ] = None
+    otel_exporter_otlp_timeout: Annotated[
+        Annotated[int, Meta(ge=100, le=3_600_000)], _help("milliseconds for sending a batch, with all attempts at it")
+    ] = 10_000
+    otel_exporter_otlp_compression: Annotated[
+        Literal["none", "gzip", "deflate"], _help("how what is sent to the collector is compressed")
+    ] = "none"
+    otel_exporter_otlp_certificate: Annotated[
+        Text | None, _help("certificates to trust for an https collector, PEM")
+    ] = None
+    otel_exporter_otlp_client_certificate: Annotated[Text | None, _help("certificate to show the collector, PEM")] = (
+        None
+    )
+    otel_exporter_otlp_client_key: Annotated[Text | None, _help("private key of that certificate, PEM")] = None
+    otel_bsp_schedule_delay: Annotated[
+        Annotated[int, Meta(ge=1, le=3_600_000)], _help("milliseconds that a span waits for others to be sent with")
+    ] = 5000
+    otel_bsp_max_queue_size: Annotated[Count, _help("spans that may wait; what ends while they do is dropped")] = 2048
+    otel_bsp_max_export_batch_size: Annotated[Count, _help("spans that are sent together, at the most")] = 512
+    otel_attribute_count_limit: Annotated[Count, _help("attributes of a span; further ones are left out")] = 128
+    otel_attribute_value_length_limit: Annotated[
+        Count, _help("characters of an attribute's value; longer ones are cut")
+    ] = 4096
+    otel_span_link_count_limit: Annotated[Count, _help("links of a span to others; further ones are left out")] = 128
+
 
 NOT_YET_IN_FORCE = frozenset(
     """
     CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
-    OTEL_EXPORTER_OTLP_ENDPOINT OTEL_SERVICE_NAME OTEL_TRACES_EXPORTER OTEL_TRACES_SAMPLER OTEL_TRACES_SAMPLER_ARG
     SHUTDOWN_DELAY_SECONDS WORKERS
     """.split()
 )
 """Variables of the contract whose feature comes later: known, answered with a warning, without effect."""
+
+
+MORE_SPECIFIC = {
+    "OTEL_EXPORTER_OTLP_PROTOCOL": "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_HEADERS": "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_COMPRESSION": "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE": "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY": "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+}
+"""OpenTelemetry's other names for some settings, which are for traces alone, and win where both are set."""
 
 
 class Variable(Struct, frozen=True):

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from twisted.application.internet import TimerService
 from twisted.application.service import Service
 from twisted.internet.threads import deferToThreadPool
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -25,17 +26,24 @@ from ai_ticket.backend.retry import make_retry_policy
 from ai_ticket.backend.server import ModelServer
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
-from ai_ticket.pipeline.fifo import FifoPipeline
-from ai_ticket.service import AITicket, Endpoint, Reloadable
+from ai_ticket.interfaces import Limiter
+from ai_ticket.limit.address import parse_redis_url
+from ai_ticket.limit.memory import MemoryLimiter
+from ai_ticket.pipeline.fair import FairPipeline
+from ai_ticket.reload import LiveSettings, Reloadable
+from ai_ticket.service import AITicket, Endpoint
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
 from ai_ticket.telemetry.payloads import payloads_a_minute
-from ai_ticket.web.auth import Authenticator, TokenFile, parse_token_list
+from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
+from ai_ticket.tokens import parse_token_list
+from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator, TokenFile
 from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
+from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
-from ai_ticket.web.routes import EventRoutes, HealthRoutes, metrics_route
+from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
 
@@ -74,32 +82,52 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     """The service with these settings, which have passed `preflight`, on this reactor."""
     settings = loaded.settings
     random = Random()  # noqa: S311 - only jitter comes from it
-    metrics = Metrics(settings.metrics_namespace, CollectorRegistry())
-    authenticator = Authenticator(
-        parse_token_list(settings.ai_ticket_auth_token or ""), enabled=settings.ai_ticket_auth, recorder=metrics
+    registry = CollectorRegistry()
+    metrics = Metrics(settings.metrics_namespace, registry)
+    invalid_tokens = MemoryLimiter(
+        reactor, limit=INVALID_TOKENS, window=INVALID_TOKENS_SECONDS, max_clients=settings.rate_limit_max_clients
     )
+    authenticator = Authenticator(
+        parse_token_list(settings.ai_ticket_auth_token or ""),
+        enabled=settings.ai_ticket_auth,
+        recorder=metrics,
+        invalid_tokens=invalid_tokens,
+        trusted_proxies=settings.trust_proxy_count,
+        quota_by=settings.rate_limit_by,
+    )
+    # Absolute, for twistd may change the folder before they are read again.
+    certificate_file, key_file = os.path.abspath(settings.tls_cert_file), os.path.abspath(settings.tls_key_file)
     token_file = None
     if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
-        token_file = TokenFile(settings.ai_ticket_auth_token_file, authenticator)
+        token_file = TokenFile(os.path.abspath(settings.ai_ticket_auth_token_file), authenticator)
         token_file.load()
 
     pool, children = _make_pool(settings, reactor, random)
     timeouts = Timeouts(
-        settings.header_timeout_seconds, settings.body_timeout_seconds, settings.keepalive_timeout_seconds
+        header=settings.header_timeout_seconds,
+        body=settings.body_timeout_seconds,
+        keepalive=settings.keepalive_timeout_seconds,
+        idle=settings.koboldcpp_idle_timeout_seconds,
     )
     callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
     metrics_routes = [metrics_route(metrics.render, CONTENT_TYPE)]
-    pipeline = FifoPipeline(pool, reactor, settings.queue_limit)
-    metrics.watch_pipeline(lambda: pipeline.depth, lambda: pipeline.in_flight)
-    events = EventRoutes(
+    pipeline = _make_pipeline(settings, reactor, pool, registry)
+    limiter, limiting = _make_limiter(settings, reactor, metrics)
+    gate = Gate(
         authenticator=authenticator,
+        limiter=limiter,
+        clock=reactor,
+        recorder=metrics,
+        draining=lambda: service.draining,
+    )
+    events = EventRoutes(
+        gate=gate,
         pipeline=pipeline,
         clock=reactor,
         limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
-        max_body_bytes=settings.max_body_bytes,
+        bodies=BodyLimits(settings.max_body_bytes, settings.max_batch_body_bytes, settings.max_batch_events),
         request_timeout=settings.request_timeout_seconds,
-        draining=lambda: service.draining,
     )
     health = HealthRoutes(lambda: pool.states, draining=lambda: service.draining)
 
@@ -113,7 +141,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         )
 
     site = make_site([*events.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])])
-    tls = TlsConnections(server_context(settings.tls_cert_file, settings.tls_key_file))
+    tls = TlsConnections(server_context(certificate_file, key_file))
     secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)
     secure.noisy = False
     endpoints = [Endpoint("https", "TLS_PORT", settings.bind_host, settings.tls_port, secure)]
@@ -126,21 +154,82 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
             "metrics", "OTEL_PROMETHEUS_PORT", settings.otel_prometheus_host, settings.otel_prometheus_port, exporter
         )
     )
+    logs = Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor)
+    live_settings = LiveSettings(
+        loaded,
+        {
+            "AI_TICKET_AUTH_TOKEN": lambda text: authenticator.configure(parse_token_list(text or "")),
+            "LOG_LEVEL": lambda level: setattr(logs, "level", level),
+            "MAX_CONCURRENCY": pipeline.set_max_concurrency,
+        },
+    )
     service = AITicket(
         reactor=reactor,
-        logs=Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor),
-        warnings=loaded.warnings,
+        logs=logs,
+        warnings=[*loaded.warnings, *preflight.warnings(loaded)],
         endpoints=endpoints,
         connections=[callers, scrapers],
         site=site,
-        reloadable=Reloadable(token_file, tls, settings.tls_cert_file, settings.tls_key_file),
+        reloadable=Reloadable(
+            settings=live_settings,
+            token_file=token_file,
+            tls=tls,
+            certificate_file=certificate_file,
+            key_file=key_file,
+        ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         grace=settings.shutdown_grace_seconds,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
     )
-    for child in children:
+    for child in (pipeline, *limiting, _forgetting(invalid_tokens, reactor), *children):
         child.setServiceParent(service)
     return service
+
+
+def _make_limiter(settings: Settings, reactor: Any, metrics: Metrics) -> tuple[Limiter | None, list[Service]]:
+    """The quotas, if there are any, and what runs for them in the background."""
+    if not settings.rate_limit_requests:
+        return None, []
+    limit, window = settings.rate_limit_requests, settings.rate_limit_window_seconds
+    memory = MemoryLimiter(reactor, limit=limit, window=window, max_clients=settings.rate_limit_max_clients)
+    forgetting = _forgetting(memory, reactor)
+    if settings.rate_limit_backend == "memory" or settings.redis_url is None:
+        return memory, [forgetting]
+    # Imported here, because the package that they need is an extra, and imports the global reactor.
+    from ai_ticket.limit.fallback import FallbackLimiter  # noqa: PLC0415
+    from ai_ticket.limit.redis import RedisLimiter  # noqa: PLC0415
+
+    redis = RedisLimiter(reactor, parse_redis_url(settings.redis_url), limit=limit, window=window)
+    fallback = FallbackLimiter(redis, memory, reactor)
+    metrics.watch_redis(lambda: fallback.available)
+    return fallback, [fallback, forgetting]
+
+
+def _forgetting(limiter: MemoryLimiter, reactor: Any) -> Service:
+    """Frees the memory of clients who no longer call."""
+    timer = TimerService(1.0, limiter.forget_idle)
+    timer.clock = reactor
+    return timer
+
+
+def _make_pipeline(settings: Settings, reactor: Any, pool: Pool, registry: CollectorRegistry) -> FairPipeline:
+    metrics = PipelineMetrics(settings.metrics_namespace, registry)
+    pipeline = FairPipeline(
+        pool,
+        clock=reactor,
+        recorder=metrics,
+        max_concurrency=settings.max_concurrency,
+        queue_limit=settings.queue_limit,
+        batch_size=settings.batch_size,
+        batch_linger=settings.batch_linger_seconds,
+    )
+    pool.watch(pipeline.look_again)
+    metrics.watch(
+        depth=lambda: pipeline.depth,
+        in_flight=lambda: pipeline.in_flight,
+        max_concurrency=lambda: pipeline.max_concurrency,
+    )
+    return pipeline
 
 
 def _make_pool(settings: Settings, reactor: Any, random: Random) -> tuple[Pool, list[Service]]:

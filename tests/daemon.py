@@ -62,7 +62,11 @@ class Daemon:
     def __init__(self, folder: Path, *command: str, **environ: str):
         self.folder = folder
         self.certificates = Certificates(folder)
-        base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "XDG_CACHE_HOME") if name in os.environ}
+        base = {
+            name: os.environ[name]
+            for name in ("PATH", "HOME", "LANG", "PYTHONPATH", "XDG_CACHE_HOME")
+            if name in os.environ
+        }
         self.environ = {
             **base,
             "BIND_HOST": "127.0.0.1",

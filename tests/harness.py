@@ -23,14 +23,14 @@ from zope.interface import implementer
 from ai_ticket.backend.body import remember_end
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Usage
-from ai_ticket.interfaces import BackendState, Client, Job, Sink
+from ai_ticket.interfaces import Admission, BackendState, Client, Job, Sink
 from ai_ticket.web.connections import Connection, Connections, Listener, Timeouts
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
 
 HERE = Path(__file__).parent
 CAPTURES = HERE / "captures"
-TIMEOUTS = Timeouts(header=10.0, body=30.0, keepalive=75.0)
+TIMEOUTS = Timeouts(header=10.0, body=30.0, keepalive=75.0, idle=30.0)
 COMPLETION = Completion("Fine.", "stop", "a-model", Usage(3, 2, 5))
 
 
@@ -104,11 +104,35 @@ class MemoryPipeline:
         return self.place
 
 
+class ScriptedLimiter:
+    """A `Limiter` that admits all, or says what the test wants said, and remembers who asked."""
+
+    limit = 120
+    window = 60.0
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.admissions: list[Admission] = []
+
+    def admit(self, client: str) -> Deferred[Admission]:
+        self.asked.append(client)
+        return succeed(self.admissions.pop(0) if self.admissions else Admission(True, 119, 0.0))
+
+
 class MemoryTransport(StringTransport):
-    """A connection's transport in memory, that also tells whether it was aborted."""
+    """A connection's transport in memory, that also tells whether it was aborted.
+
+    `full_at`: with so many bytes that nobody has taken, it asks for no more, as a real one does.
+    """
 
     aborted = False
+    full_at: int | None = None
     negotiatedProtocol: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.producer is not None and self.full_at is not None and len(self.value()) > self.full_at:
+            self.producer.pauseProducing()
 
     def abortConnection(self) -> None:
         self.aborted = True

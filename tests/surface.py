@@ -2,14 +2,26 @@
 
 from dataclasses import dataclass
 
-from harness import Http2Client, MemoryPipeline, MemoryTransport, Recorded, connect, make_connections, parse_responses
+from few_calls import FewCalls
+from harness import (
+    Http2Client,
+    MemoryPipeline,
+    MemoryTransport,
+    Recorded,
+    ScriptedLimiter,
+    connect,
+    make_connections,
+    parse_responses,
+)
 from twisted.internet.task import Clock
 
 from ai_ticket.event import EventLimits
 from ai_ticket.interfaces import BackendState
-from ai_ticket.web.auth import Authenticator, parse_token_list
+from ai_ticket.tokens import parse_token_list
+from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.connections import Connection, Connections
-from ai_ticket.web.routes import EventRoutes, HealthRoutes, metrics_route
+from ai_ticket.web.gate import Gate
+from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 
 MAX_BODY = 10_000
@@ -23,6 +35,7 @@ class Surface:
     site: Site
     connections: Connections
     pipeline: MemoryPipeline
+    limiter: ScriptedLimiter
     recorder: Recorded
     backends: list[BackendState]
     draining: bool = False
@@ -46,15 +59,24 @@ def make_surface() -> Surface:
     pipeline = MemoryPipeline()
     ids = iter(range(10**6))
     backends = [BackendState(name="a:1", up=True, slots=1, model="m")]
-    authenticator = Authenticator(parse_token_list("secret, other"), enabled=True, recorder=recorder)
-    events = EventRoutes(
+    authenticator = Authenticator(
+        parse_token_list("secret, other"), enabled=True, recorder=recorder, invalid_tokens=FewCalls()
+    )
+    limiter = ScriptedLimiter()
+    gate = Gate(
         authenticator=authenticator,
+        limiter=limiter,
+        clock=clock,
+        recorder=recorder,
+        draining=lambda: found.draining,
+    )
+    events = EventRoutes(
+        gate=gate,
         pipeline=pipeline,
         clock=clock,
         limits=EventLimits(4096, 512),
-        max_body_bytes=MAX_BODY,
+        bodies=BodyLimits(MAX_BODY, 3 * MAX_BODY, 20),
         request_timeout=120,
-        draining=lambda: found.draining,
     )
     health = HealthRoutes(lambda: backends, lambda: found.draining)
     site = Site(
@@ -64,5 +86,5 @@ def make_surface() -> Surface:
         new_request_id=lambda: f"id{next(ids)}",
         hsts_seconds=99,
     )
-    found = Surface(clock, site, make_connections(clock), pipeline, recorder, backends)
+    found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, backends)
     return found

@@ -1,11 +1,12 @@
 """Settings: from the environment and the file, what is wrong with them, and where each came from."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ai_ticket.environment import ConfigurationError, Loaded, load
+from ai_ticket.environment import ConfigurationError, Loaded, load, load_again, overridden
 from ai_ticket.settings import NOT_YET_IN_FORCE, variables
 
 BASE = {"AI_TICKET_AUTH_TOKEN": "t"}
@@ -162,7 +163,7 @@ def test_the_password_from_a_file(tmp_path: Path) -> None:
 
 
 def test_unknown_names_get_the_nearest_known_one() -> None:
-    found = loaded(KOBOLDCPP_PASWORD="x", AI_TICKET_NONSENSE_XYZ="x", HOME="/", OTEL_SOMETHING="x", TLSPORT="1")
+    found = loaded(KOBOLDCPP_PASWORD="x", AI_TICKET_NONSENSE_XYZ="x", HOME="/", TLSPORT="1")
     assert "KOBOLDCPP_PASWORD: unknown variable; did you mean KOBOLDCPP_PASSWORD?" in found.warnings
     assert len(found.warnings) == 2
 
@@ -179,3 +180,62 @@ def test_the_defaults_pass_their_own_bounds() -> None:
             continue
         text = ("off", "on")[variable.default] if isinstance(variable.default, bool) else str(variable.default)
         assert getattr(loaded(**{variable.name: text or " "}).settings, variable.field) == variable.default
+
+
+def test_tokens_that_are_none() -> None:
+    assert problems(AI_TICKET_AUTH_TOKEN=" , ") == ["AI_TICKET_AUTH_TOKEN=(hidden): no token in it"]
+    assert loaded(AI_TICKET_AUTH_TOKEN=",", AI_TICKET_AUTH_TOKEN_FILE="tokens").settings.ai_ticket_auth
+
+
+def test_a_named_pipe_holds_nothing_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("AI_TICKET_ENV_FILE", "KOBOLDCPP_PASSWORD_FILE"):
+        [line] = problems(**{name: str(tmp_path / "pipe")})
+        assert "not a regular file" in line
+
+
+def test_no_file_at_all(tmp_path: Path) -> None:
+    """As the null device says it, also where there is a .env."""
+    (tmp_path / ".env").write_text("TLS_PORT=1\n")
+    assert loaded(AI_TICKET_ENV_FILE=os.devnull).settings.tls_port == 8443
+
+
+def test_loaded_again_from_the_same_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the start, wherever the process is by now and whatever its environment says."""
+    (tmp_path / ".env").write_text("KOBOLDCPP_PASSWORD_FILE=pw\nTLS_PORT=1\nHTTP_PORT=1\n")
+    (tmp_path / "pw").write_text("old")
+    environ = {**BASE, "HTTP_PORT": "3"}
+    first = load(environ)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / ".env").write_text("KOBOLDCPP_PASSWORD_FILE=pw\nTLS_PORT=2\nHTTP_PORT=2\n")
+    (tmp_path / "pw").write_text("new")
+    environ["TLS_PORT"] = "4"
+    again = load_again(first)
+    assert (again.settings.tls_port, again.settings.http_port) == (2, 3)
+    assert again.settings.koboldcpp_password == "new"
+    assert again.sources["TLS_PORT"] == str(tmp_path / ".env")
+
+
+def test_a_file_that_was_there_must_still_be(tmp_path: Path) -> None:
+    """It may be about to be replaced; and without it, all that it says would be the default."""
+    without = loaded()
+    assert load_again(without).settings == without.settings
+    (tmp_path / ".env").write_text("TLS_PORT=1\n")
+    first = load_again(without)
+    assert first.settings.tls_port == 1
+    (tmp_path / ".env").unlink()
+    with pytest.raises(ConfigurationError, match="no such file"):
+        load_again(first)
+
+
+def test_what_the_environment_overrides(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LOG_LEVEL=DEBUG\nTLS_PORT=1\nAI_TICKET_AUTH_TOKEN=sesame\nQUEUE_LIMIT=\n")
+    names = ["LOG_LEVEL", "AI_TICKET_AUTH_TOKEN", "MAX_CONCURRENCY", "QUEUE_LIMIT"]
+    assert overridden(loaded(LOG_LEVEL="INFO", TLS_PORT="2", QUEUE_LIMIT="5"), names) == [
+        f"LOG_LEVEL: the environment has INFO, which overrides DEBUG in {tmp_path}/.env",
+        f"AI_TICKET_AUTH_TOKEN: the environment has (hidden), which overrides (hidden) in {tmp_path}/.env",
+    ]
+    assert overridden(loaded(LOG_LEVEL=" DEBUG ", AI_TICKET_AUTH_TOKEN="sesame"), names) == []
+    [line] = overridden(loaded(LOG_LEVEL=""), ["LOG_LEVEL"])
+    assert line.startswith("LOG_LEVEL: the environment has nothing, which overrides DEBUG")

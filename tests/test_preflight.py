@@ -1,8 +1,11 @@
 """What is looked at before a start, beyond the values themselves."""
 
+from pathlib import Path
+
 import pytest
 
 from ai_ticket import preflight
+from ai_ticket.environment import load
 from ai_ticket.settings import Settings
 
 
@@ -15,3 +18,60 @@ def test_the_model_of_a_bundled_server_wherever_it_stands(url: str) -> None:
 def test_servers_elsewhere_need_nothing_on_this_machine() -> None:
     problems = preflight.problems(Settings(koboldcpp_api_url="http://a|http://b,http://c", ai_ticket_auth=False))
     assert not [problem for problem in problems if problem.startswith("KOBOLDCPP")]
+
+
+def warned(tmp_path: Path, **environ: str) -> list[str]:
+    return preflight.warnings(
+        load(
+            {
+                "AI_TICKET_ENV_FILE": str(tmp_path / "my.env"),
+                "AI_TICKET_AUTH_TOKEN_FILE": str(tmp_path / "tokens"),
+                **environ,
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "can"), [(0o600, None), (0o640, None), (0o604, "read"), (0o602, "change"), (0o666, "read and change")]
+)
+def test_files_that_others_may_read(tmp_path: Path, mode: int, can: str | None) -> None:
+    """Others, not a group: that is how a service of its own user gets to see what root keeps."""
+    (tmp_path / "my.env").write_text("KOBOLDCPP_PASSWORD=sesame\n")
+    (tmp_path / "tokens").touch()
+    for path in (tmp_path / "my.env", tmp_path / "tokens"):
+        path.chmod(mode)
+    found = warned(tmp_path)
+    if can is None:
+        assert found == []
+        return
+    assert found == [
+        f"{variable}: every user of this machine may {can} {tmp_path}/{name} (mode {mode:04o}); chmod 600 it"
+        for variable, name in (("AI_TICKET_ENV_FILE", "my.env"), ("AI_TICKET_AUTH_TOKEN_FILE", "tokens"))
+    ]
+
+
+@pytest.mark.parametrize("text", ["LOG_LEVEL=INFO\n", "KOBOLDCPP_PASSWORD=\n"])
+def test_an_environment_file_without_a_secret_is_anyones_to_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "my.env").write_text(text)
+    (tmp_path / "my.env").chmod(0o644)
+    assert warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1") == []
+
+
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [
+        ("127.0.0.1", None),
+        ("127.1.2.3", None),
+        ("::1", None),
+        ("localhost", None),
+        ("", "all addresses"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("192.0.2.1", "192.0.2.1"),
+    ],
+)
+def test_a_door_that_is_open_to_anyone(tmp_path: Path, host: str, where: str | None) -> None:
+    (tmp_path / "my.env").touch()
+    found = warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST=host)
+    said = f"AI_TICKET_AUTH=off: whoever reaches this machine may call, for the service listens on {where}"
+    assert found == ([] if where is None else [said])

@@ -61,12 +61,12 @@ class Pool:
         self._policy = policy
         self._table = SlotTable(clock)
         self._table.members = [
-            Member(backend, rank, Circuit(backend.state.name, clock, random), self._table.dispatch)
+            Member(backend, rank, Circuit(backend.state.name, clock, random), self._table.look_again)
             for rank, equals in enumerate(ranks)
             for backend in equals
         ]
         # As many retries as there are slots are always to be had: a backend that dies fails no more at once.
-        self._budget = RetryBudget(clock, lambda: self.slots)
+        self._budget = RetryBudget(clock, lambda: sum(state.slots for state in self.states))
 
     @property
     def members(self) -> Sequence[Member]:
@@ -80,8 +80,15 @@ class Pool:
 
     @property
     def slots(self) -> int:
-        """Generations at a time, of all backends together."""
-        return sum(member.state.slots for member in self.members)
+        """Events that can be under way as things are: those that are, and as many more as would get a slot.
+
+        Where every circuit is open that is one more: it is told so.
+        """
+        return self._table.slots
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call this when there may be more slots, other than by the end of an event."""
+        self._table.watch(changed)
 
     @property
     def state(self) -> BackendState:

@@ -75,6 +75,14 @@ class Member:
         return self.running < self.state.slots and now >= self._rests_until and self.circuit.lets_through()
 
     @property
+    def room(self) -> int:
+        """Attempts that can be under way at it: those that are, and as many more as it would be let."""
+        more = self.state.slots - self.running
+        if self.circuit.state is not CircuitState.CLOSED:
+            more = min(more, int(self.circuit.lets_through()))
+        return self.running + max(0, more)
+
+    @property
     def ready_at(self) -> float:
         """The clock's time before which nothing is given to it."""
         return max(self._rests_until, self.circuit.closed_until)
@@ -115,6 +123,19 @@ class SlotTable:
         self._turns = 0
         self._dispatching = False
         self._wake: IDelayedCall | None = None
+        self._watcher: Callable[[], None] | None = None
+
+    @property
+    def slots(self) -> int:
+        """Attempts that can be under way, as `Pool.slots` has it."""
+        usable = [member for member in self.members if member.usable]
+        best = [member for member in usable if member.state.up] or usable
+        slots = sum(member.room if member in best else member.running for member in self.members)
+        return slots if best else slots + 1
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """As `Pool.watch` has it."""
+        self._watcher = changed
 
     async def take(self, tried: Collection[Member], deadline: float) -> Lease:
         """A slot, as soon as there is one; cancelling leaves the queue.
@@ -147,6 +168,12 @@ class SlotTable:
     def elsewhere(self, tried: Collection[Member]) -> bool:
         """Whether the next attempt would go to a member that has not been tried."""
         return any(member not in tried for member in self._best(tried))
+
+    def look_again(self) -> None:
+        """A member has changed, or time has passed."""
+        self.dispatch()
+        if self._watcher is not None:
+            self._watcher()
 
     def dispatch(self) -> None:
         """Give out what there is: something has changed."""
@@ -212,19 +239,26 @@ class SlotTable:
         self._set_wake()
 
     def _set_wake(self) -> None:
-        """Look again when a rest, an open circuit's back-off or an avoidance ends, if somebody waits."""
+        """Look again when a rest, an open circuit's back-off or an avoidance ends, if somebody waits here.
+
+        Those who wait where the watcher is get no further than to a slot: for them only the back-off counts.
+        """
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
         now = self._clock.seconds()
-        ends = (time for member in self.members for time in (member.ready_at, member.avoided_until))
+        ends: list[float] = []
+        if self._waiting:
+            ends = [time for member in self.members for time in (member.ready_at, member.avoided_until)]
+        elif self._watcher is not None:
+            ends = [member.circuit.closed_until for member in self.members]
         times = [time for time in ends if time > now]
-        if self._waiting and times:
+        if times:
             self._wake = self._clock.callLater(min(times) - now, self._woken)
 
     def _woken(self) -> None:
         self._wake = None
-        self.dispatch()
+        self.look_again()
 
     def _retry_after(self) -> float:
         return min(member.circuit.closed_until for member in self.members) - self._clock.seconds()

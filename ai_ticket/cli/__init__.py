@@ -1,7 +1,7 @@
 """The command line, `ai-ticket`: for those who operate the daemon, and a small client of its HTTP interface.
 
-May import `settings`, `environment`, `preflight`, and `backend.model`, `.sse` and `.fake`; nothing imports it. The
-parser is all that loads at once: a command's module, and with it Twisted or rich, only when that command runs.
+May import `settings`, `environment`, `preflight`, `tokens`, and `backend.model`, `.sse` and `.fake`; nothing imports
+it. The parser is all that loads at once: a command's module, and with it Twisted or rich, only when that command runs.
 """
 
 import io

@@ -10,7 +10,8 @@ from ai_ticket import __version__
 _EXIT_STATUSES = """\
 exit statuses:
   0    success
-  1    refused or failed, and trying again won't help; settings that can't be used; `health`: degraded or draining
+  1    refused or failed, and trying again won't help; settings that can't be used; `health`: degraded or draining;
+       `batch`: an event failed
   2    wrong usage
   3    the service can't be reached: no connection, or its certificate is not trusted
   75   try again later: 429, 503 or 504, or no answer within --timeout
@@ -32,6 +33,21 @@ text like any other. With --stream it is printed as it comes; an answer that bre
 that had come. The address, the certificate to trust and the token are those of the service's own settings
 (TLS_PORT, TLS_CERT_FILE, AI_TICKET_AUTH_TOKEN, AI_TICKET_AUTH_TOKEN_FILE), as far as the options don't say
 otherwise. A certificate must always be trusted and name the host."""
+
+_ABOUT_BATCH = """\
+Send each line of INPUT, a JSON object, as an event, and write its answer or its error to OUTPUT as one line of JSON, as
+each finishes: {"index": 0, "status": 200, "completion": ...}. `index` is the line's number in INPUT, from 0; blank
+lines are skipped. They go to POST /events, behind the other events of the same caller, and wait for its quota there.
+Address, certificate and token are those of `ai-ticket send`.
+
+The same command resumes a run that was interrupted, however that was: what has its line in OUTPUT is not sent again,
+and a last line that was not written to its end is. OUTPUT.state keeps the SHA-256 of INPUT, so that another INPUT is
+refused, and a lock, so that a second run at the same time is. With `-`, or a pipe, for either file nothing can be
+resumed.
+
+Where the service asks to wait (429, 503), or can't be reached, nothing is sent until the time that it named, or for
+1 s and then longer and longer. A token or a certificate that is not accepted ends the run; so does what answers and is
+not the service."""
 
 _ABOUT_HEALTH = """\
 Print how the service and its backends are. Exit status: 0 healthy; 1 degraded, draining or an answer that is not the
@@ -67,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="one JSON object instead")
     _add_token_arguments(command("token", "token", "make an access token", _ABOUT_TOKENS))
     _add_send_arguments(command("send", "send", "send a prompt, print the completion", _ABOUT_SEND))
+    _add_batch_arguments(command("batch", "batch", "send a file of events", _ABOUT_BATCH))
     health = command("health", "health", "ask the service how it is", _ABOUT_HEALTH)
     _add_connection_arguments(health, timeout="10 s")
     health.add_argument("--json", action="store_true", help="print the service's answer as one line of JSON")
@@ -85,6 +102,12 @@ def _add_token_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--hash", action="store_true", help="keep only the token's SHA-256 in the file")
     command.add_argument("--replace", action="store_true", help="put the new token in the place of NAME's old one")
+    command.add_argument(
+        "--weight",
+        metavar="N",
+        type=_integer(1, 100),
+        help="NAME's turns in a round of the service's queue, 1 to 100 (default: 1; with --replace the old one's)",
+    )
 
 
 def _add_send_arguments(command: argparse.ArgumentParser) -> None:
@@ -100,13 +123,49 @@ def _add_send_arguments(command: argparse.ArgumentParser) -> None:
         "--metadata", metavar="KEY=VALUE", action="append", type=_pair, help="comes back in the answer; may be repeated"
     )
     _add_connection_arguments(command, timeout="the service's own deadline and 10 s")
-    command.add_argument("--token-file", metavar="FILE", help="send the first token of this file")
+    _add_token_file_argument(command)
     command.add_argument("--stream", action="store_true", help="print the completion as it comes")
     command.add_argument(
         "--json",
         action="store_true",
         help="print the whole answer or error as one line of JSON; with --stream, each piece as a line as it comes",
     )
+
+
+def _add_batch_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("input", metavar="INPUT", help="JSON objects, one a line; `-`: stdin")
+    command.add_argument("output", metavar="OUTPUT", help="their answers, one a line; `-`: stdout")
+    command.add_argument(
+        "--concurrency",
+        metavar="N",
+        type=_integer(1, 1000),
+        default=16,
+        help="events under way at a time, at the most (default: %(default)s)",
+    )
+    command.add_argument(
+        "--max-wait",
+        metavar="SECONDS",
+        type=_duration,
+        default=3600.0,
+        help="how long an event is put off where the service asks to wait or can't be reached (default: 3600)",
+    )
+    command.add_argument(
+        "--retries",
+        metavar="N",
+        type=_integer(0, 100),
+        default=2,
+        help="how often an event is sent again after 502, 504 or --timeout (default: %(default)s)",
+    )
+    again = command.add_mutually_exclusive_group()
+    again.add_argument("--retry-failed", action="store_true", help="when resuming, send again what has failed")
+    again.add_argument("--overwrite", action="store_true", help="start anew, whatever is in OUTPUT")
+    command.add_argument("--quiet", action="store_true", help="show no progress and no summary")
+    _add_connection_arguments(command, timeout="the service's own deadline, --max-wait and 10 s")
+    _add_token_file_argument(command)
+
+
+def _add_token_file_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--token-file", metavar="FILE", help="send the first token of this file")
 
 
 def _add_connection_arguments(command: argparse.ArgumentParser, *, timeout: str) -> None:

@@ -23,17 +23,19 @@ MASK = "********"
 def run(options: Namespace) -> ExitStatus:
     """Load and check, then show; exit status 1 if the service could not start like this."""
     loaded: Loaded | None = None
+    warnings: list[str] = []
     try:
         loaded = load(os.environ)
         problems = preflight.problems(loaded.settings)
+        warnings = [*loaded.warnings, *preflight.warnings(loaded)]
     except ConfigurationError as error:
         problems = error.problems
     if options.json:
-        console.out(_as_json(loaded, problems))
+        console.out(_as_json(loaded, warnings, problems))
     elif loaded is not None:
         _show(loaded)
-    if loaded is not None and not options.json:
-        for warning in loaded.warnings:
+    if not options.json:
+        for warning in warnings:
             console.warn(warning)
     for problem in problems:
         console.say(f"error: {problem}")
@@ -46,11 +48,10 @@ def _values(loaded: Loaded) -> dict[str, Any]:
     return {name: MASK if value and variables()[name].secret else value for name, value in values.items()}
 
 
-def _as_json(loaded: Loaded | None, problems: list[str]) -> str:
+def _as_json(loaded: Loaded | None, warnings: list[str], problems: list[str]) -> str:
     settings = {}
     if loaded is not None:
         settings = {name: {"value": value, "source": loaded.sources[name]} for name, value in _values(loaded).items()}
-    warnings = loaded.warnings if loaded is not None else []
     return json.dumps({"settings": settings, "warnings": warnings, "problems": problems}, ensure_ascii=False)
 
 

@@ -66,8 +66,8 @@ class Answer(Struct, frozen=True):
         )
 
 
-def make_client(reactor: Any, service: Service) -> HTTPClient:
-    """A client for one exchange.
+def make_client(reactor: Any, service: Service, pool: HTTPConnectionPool | None = None) -> HTTPClient:
+    """A client for one exchange, or with a pool that keeps connections for many.
 
     @raise CommandError: the certificates to trust are none.
     """
@@ -80,7 +80,7 @@ def make_client(reactor: Any, service: Service) -> HTTPClient:
         contextFactory=SystemAndMore(more),
         # Below the limit of the whole, so that a host that is silent is told from a service that is slow.
         connectTimeout=min(_CONNECT_TIMEOUT, service.timeout / 2),
-        pool=HTTPConnectionPool(reactor, persistent=False),
+        pool=pool or HTTPConnectionPool(reactor, persistent=False),
     )
     return HTTPClient(agent)
 
@@ -92,9 +92,12 @@ async def exchange(
     path: str,
     *,
     event: object = None,
+    line: bytes | None = None,
     receive: Callable[[Fields], None] | None = None,
 ) -> Answer:
-    """POST the event, or GET where there is none. `receive` gets the objects of a streamed answer, but not its error.
+    """POST the event, or a line of NDJSON, or GET where there is neither.
+
+    `receive` gets the objects of a streamed answer, but not its error.
 
     @raise CommandError: the service can't be reached or not in time, or what answered is not the service, or its
         stream is cut.
@@ -106,7 +109,7 @@ async def exchange(
         raise CommandError("timeout", message, status=ExitStatus.TRY_LATER)
 
     # treq's own time limit ends at the headers; this one has the body in it.
-    whole = Deferred.fromCoroutine(_exchange(client, service, path, event, receive))
+    whole = Deferred.fromCoroutine(_exchange(client, service, path, event=event, line=line, receive=receive))
     try:
         return await whole.addTimeout(service.timeout, clock, timed_out)
     except _NO_CONNECTION as error:
@@ -114,16 +117,22 @@ async def exchange(
 
 
 async def _exchange(
-    client: HTTPClient, service: Service, path: str, event: object, receive: Callable[[Fields], None] | None
+    client: HTTPClient,
+    service: Service,
+    path: str,
+    *,
+    event: object,
+    line: bytes | None,
+    receive: Callable[[Fields], None] | None,
 ) -> Answer:
-    accept = "application/json" if receive is None else "text/event-stream, application/json"
+    kind = "application/json" if line is None else "application/x-ndjson"
+    accept = kind if receive is None else f"text/event-stream, {kind}"
     headers = Headers({"Accept": [accept], "User-Agent": [f"ai-ticket/{__version__}"]})
     if service.token is not None:
         headers.setRawHeaders("Authorization", [f"Bearer {service.token}"])
-    body = None
-    if event is not None:
-        headers.setRawHeaders("Content-Type", ["application/json"])
-        body = msgspec.json.encode(event)
+    body = line if event is None else msgspec.json.encode(event)
+    if body is not None:
+        headers.setRawHeaders("Content-Type", [kind])
     response = await client.request(
         "GET" if body is None else "POST",
         service.url.child(path),
@@ -136,7 +145,9 @@ async def _exchange(
         if receive is not None and response.code == 200 and _is_event_stream(response):
             fields = await read_events(response, receive)
         else:
-            fields = parse(await read(response))
+            content = await read(response)
+            # A whole batch is accepted before it is answered, so an answer that is cut may have an end of its own.
+            fields = None if line is not None and response.code == 200 and not content.strip() else parse(content)
     except NotAnObject:
         raise _not_ours(response, service)
     if fields is None:
@@ -162,6 +173,7 @@ def _not_ours(response: IResponse, service: Service) -> CommandError:
         details=details + (f", redirects to {location}" if location else ""),
         request_id=_header(response.headers, "X-Request-ID"),
         retry_after=_seconds(_header(response.headers, "Retry-After")),
+        http_status=response.code,
     )
 
 

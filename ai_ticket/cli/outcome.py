@@ -19,7 +19,8 @@ class ExitStatus(IntEnum):
 class CommandError(Exception):
     """A command that failed, in the shape of the service's own error object.
 
-    `details` may have several lines. `answer` is the service's own object, where there is one.
+    `details` may have several lines. `answer` is the service's own object, where there is one, and `http_status` is
+    set where something has answered, but not with an object.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class CommandError(Exception):
         request_id: str | None = None,
         retry_after: int | None = None,
         answer: dict[str, Any] | None = None,
+        http_status: int | None = None,
     ):
         self.code = code
         self.message = message
@@ -40,6 +42,7 @@ class CommandError(Exception):
         self.request_id = request_id
         self.retry_after = retry_after
         self.answer = answer
+        self.http_status = http_status
         super().__init__(f"{code}: {message}")
 
     def to_json(self) -> str:

@@ -123,10 +123,10 @@ def _token(given: str | None, settings: Settings) -> tuple[str | None, str | Non
 
 def _from_file(path: str) -> str:
     try:
-        found = token_file.entries(read_text(path).splitlines())
+        found = token_file.lines_of(read_text(path))
     except (OSError, ValueError) as error:
         raise _NoToken(f"{path} can't be read: {_reason(error)}")
-    plain = [entry.credential for entry in found if not entry.is_hash]
+    plain = [line.credential for line in found if not line.is_hash]
     if found and not plain:
         raise _NoToken(f"{path} holds only hashes of tokens, no token itself")
     return _sendable(plain, path)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ai_ticket.cli import console, partial_settings
 from ai_ticket.cli.outcome import CommandError, ExitStatus
-from ai_ticket.cli.token_file import HASH_PREFIX, Entry, NameTaken, store
+from ai_ticket.cli.token_file import NameTaken, store
 from ai_ticket.environment import ConfigurationError
+from ai_ticket.tokens import HASH_PREFIX, Line
 
 DEFAULT_FILE = "ops/secrets/ai_ticket_auth_token.txt"
 
@@ -21,8 +22,9 @@ def run(options: Namespace) -> ExitStatus:
     path = Path(options.file or configured or DEFAULT_FILE)
     token = secrets.token_urlsafe(32)
     credential = HASH_PREFIX + hashlib.sha256(token.encode()).hexdigest() if options.hash else token
+    parameters = None if options.weight is None else f"weight={options.weight}"
     try:
-        replaced = store(path, Entry(options.name, credential), replace=options.replace)
+        replaced = store(path, Line(credential, options.name, parameters), replace=options.replace)
         mode = stat.S_IMODE(path.stat().st_mode)
     except NameTaken:
         raise CommandError(

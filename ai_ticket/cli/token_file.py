@@ -1,52 +1,39 @@
-"""The token file: one a line `token` or `name token`, each as itself or as `sha256:<hex>`; `#` starts a comment."""
+"""The token file as `ai-ticket token` writes it: what else stands there, and can perhaps not be read, stays."""
 
 import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec.structs import replace as with_fields
 
-HASH_PREFIX = "sha256:"
-
-
-class Entry(Struct, frozen=True):
-    """One line: who, and the token or its hash."""
-
-    name: str | None
-    credential: str
-
-    @property
-    def is_hash(self) -> bool:
-        """Whether the token itself is not there."""
-        return self.credential.startswith(HASH_PREFIX)
+from ai_ticket.tokens import Line, read_line
 
 
-def parse(line: str) -> Entry | None:
-    """Read a line; None for a comment, a blank line or one that can't be read."""
-    fields = line.split()
-    if not fields or fields[0].startswith("#") or len(fields) > 2:
-        return None
-    return Entry(name=fields[0] if len(fields) == 2 else None, credential=fields[-1])
+def parse(line: str) -> Line | None:
+    """Read a line; None for a comment, a blank line or one that can't be read, which is the service's to judge."""
+    with suppress(ValueError):
+        return read_line(line)
+    return None
 
 
-def entries(lines: Iterable[str]) -> list[Entry]:
-    """All that the lines hold."""
-    return [entry for entry in map(parse, lines) if entry is not None]
+def lines_of(text: str) -> list[Line]:
+    """All that a token file holds."""
+    return [line for line in map(parse, text.split("\n")) if line is not None]
 
 
 class NameTaken(Exception):
     """The file has a token under this name."""
 
 
-def store(path: Path, entry: Entry, *, replace: bool) -> bool:
-    """Put an entry into the file, at its end, or with `replace` where that name was; say whether it replaced one.
+def store(path: Path, new: Line, *, replace: bool) -> bool:
+    """Put a line into the file, at its end, or with `replace` where that name was; say whether it replaced one.
 
-    Other lines stay as they are, and so do the file's mode and owner. A new file is its owner's alone. Readers see the
-    old file or the new one, never a part.
+    What takes another's place has its weight too, unless it brings one. Other lines stay as they are, and so do the
+    file's mode and owner. A new file is its owner's alone. Readers see the old file or the new one, never a part.
 
     @raise NameTaken: the name is there and may not be replaced. @raise OSError: the file can't be written.
     """
@@ -59,19 +46,19 @@ def store(path: Path, entry: Entry, *, replace: bool) -> bool:
             content, status = "", None
         # Not splitlines(), which knows more line ends than a file with one entry a line has.
         lines = content.split("\n")
-        places = [number for number, line in enumerate(lines) if (old := parse(line)) and old.name == entry.name]
-        if places and not replace:
-            raise NameTaken(entry.name)
-        line = f"{entry.name} {entry.credential}"
-        if places:
-            lines[places[0]] = line
-            lines = [kept for number, kept in enumerate(lines) if number not in places[1:]]
+        known = {number: line for number, text in enumerate(lines) if (line := parse(text)) and line.name == new.name}
+        if known and not replace:
+            raise NameTaken(new.name)
+        if known:
+            place, old = next(iter(known.items()))
+            lines[place] = with_fields(new, parameters=new.parameters or old.parameters).text
+            lines = [text for number, text in enumerate(lines) if number == place or number not in known]
         elif lines[-1]:  # the last line has no end
-            lines += [line, ""]
+            lines += [new.text, ""]
         else:
-            lines[-1:] = [line, ""]
+            lines[-1:] = [new.text, ""]
         _write(path, "\n".join(lines), status)
-    return bool(places)
+    return bool(known)
 
 
 def _read(path: Path) -> tuple[str, os.stat_result]:

@@ -24,8 +24,8 @@ class Metrics:
     """Counts what happens at the HTTP surface (the `Recorder` seam), and renders it."""
 
     def __init__(self, namespace: str, registry: CollectorRegistry):
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and nobody asks for them
         self._namespace = namespace
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and nobody asks for them
         self._registry = registry
         self._requests = Counter(
             "server_requests", "Requests answered.", _LABELS, namespace=namespace, registry=registry
@@ -68,13 +68,14 @@ class Metrics:
         build.labels(__version__).set(1)
         ProcessCollector(registry=registry)
 
-    def watch_pipeline(self, depth: Callable[[], float], in_flight: Callable[[], float]) -> None:
-        """Read these whenever the metrics are rendered."""
-        for name, what, value in (
-            ("pipeline_queue_depth", "Events that wait for a slot.", depth),
-            ("pipeline_in_flight", "Events at a model server.", in_flight),
-        ):
-            Gauge(name, what, namespace=self._namespace, registry=self._registry).set_function(value)
+    def watch_redis(self, available: Callable[[], bool]) -> None:
+        """Read this whenever the metrics are rendered."""
+        Gauge(
+            "rate_limit_redis_up",
+            "1 while calls are counted in Redis, 0 while in the memory of this process.",
+            namespace=self._namespace,
+            registry=self._registry,
+        ).set_function(available)
 
     def request_started(self) -> None:
         """A request's head has come."""

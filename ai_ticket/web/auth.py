@@ -1,110 +1,104 @@
-"""Tokens: what a token file says, which caller a token names, and the file being watched for changes."""
+"""Who calls: the accepted tokens, which caller one names, and the token file being watched for changes."""
 
 import hmac
 import os
-import re
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
-from msgspec import Struct
+from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from ai_ticket.environment import read_text
-from ai_ticket.interfaces import Client, Recorder
-from ai_ticket.web.faults import Unauthorised
+from ai_ticket.environment import read_file
+from ai_ticket.interfaces import Client, Limiter, Recorder
+from ai_ticket.tokens import Token, merge, parse_tokens
+from ai_ticket.web.client_address import client_address, quota_key
+from ai_ticket.web.faults import RateLimited, Unauthorised
 from ai_ticket.web.request import Request
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs what blocks in a thread, and gives its result."""
 
-TOKEN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-HASH_PREFIX = "sha256:"
-_HASH = re.compile(r"[0-9a-fA-F]{64}")
-
-
-class Token(Struct, frozen=True):
-    """An accepted token: only its SHA-256 digest is kept, and the name that its file gives it."""
-
-    digest: bytes
-    name: str | None
-
-    @property
-    def key(self) -> str:
-        """Tells tokens apart without giving them away."""
-        return self.digest.hex()[:16]
-
-
-def parse_tokens(text: str) -> list[Token]:
-    """Read a token file: one token a line, `#` comments and blank lines left out.
-
-    @raise ValueError: a line is malformed, or there is no token at all; the message names the line, not its content.
-    """
-    tokens = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) > 2:
-            raise ValueError(f"line {number}: more than a name and a token")
-        name = words[0] if len(words) == 2 else None
-        if name is not None and not TOKEN_NAME.fullmatch(name):
-            raise ValueError(f"line {number}: a name is 1 to 64 of A-Z a-z 0-9 . _ -")
-        tokens.append(Token(_digest(words[-1], number), name))
-    if not tokens:
-        raise ValueError("no token in it")
-    return tokens
-
-
-def _digest(word: str, number: int) -> bytes:
-    if not word.startswith(HASH_PREFIX):
-        return sha256(word.encode()).digest()
-    hexadecimal = word.removeprefix(HASH_PREFIX)
-    if not _HASH.fullmatch(hexadecimal):
-        raise ValueError(f"line {number}: {HASH_PREFIX} is not followed by 64 hexadecimal digits")
-    return bytes.fromhex(hexadecimal)
-
-
-def parse_token_list(text: str) -> list[Token]:
-    """Read the comma-separated tokens of AI_TICKET_AUTH_TOKEN."""
-    words = (word.strip() for word in text.split(","))
-    return [Token(sha256(word.encode()).digest(), None) for word in words if word]
+INVALID_TOKENS = 10
+INVALID_TOKENS_SECONDS = 60.0
+"""So many invalid tokens an address may send within so many seconds before they are answered with 429."""
 
 
 class Authenticator:
-    """Knows the accepted tokens. With `enabled` off everyone is let in, told apart by address."""
+    """Knows the accepted tokens, those of the settings and those of the token file, and tells who a caller is.
 
-    def __init__(self, fixed: list[Token], *, enabled: bool, recorder: Recorder):
-        self._fixed = fixed
-        self._tokens = list(fixed)
+    With `enabled` off everyone is let in, told apart by address.
+    """
+
+    def __init__(
+        self,
+        configured: list[Token],
+        *,
+        enabled: bool,
+        recorder: Recorder,
+        invalid_tokens: Limiter,
+        trusted_proxies: int = 0,
+        quota_by: Literal["ip", "token"] = "ip",
+    ):
+        """@param invalid_tokens: how many of them an address may send. Who has a valid one never meets it."""
+        self._configured = configured
+        self._from_file: list[Token] = []
+        self._tokens = configured
         self._enabled = enabled
         self._recorder = recorder
+        self._invalid_tokens = invalid_tokens
+        self._trusted_proxies = trusted_proxies
+        self._quota_by = quota_by
+
+    def configure(self, tokens: list[Token]) -> None:
+        """From now on accept these of the settings, in the place of those before."""
+        self._configured = tokens
+        self._tokens = merge(self._configured, self._from_file)
 
     def accept(self, tokens: list[Token]) -> None:
-        """From now on accept these, and the fixed ones."""
-        self._tokens = [*self._fixed, *tokens]
+        """From now on accept these of the token file, in the place of those before."""
+        self._from_file = tokens
+        self._tokens = merge(self._configured, self._from_file)
 
-    def authenticate(self, request: Request) -> Client:
+    async def authenticate(self, request: Request) -> Client:
         """Who sent the request.
 
-        @raise Unauthorised: it has no valid token.
+        @raise Unauthorised: it has no valid token. @raise RateLimited: nor had many others from its address.
         """
+        address = client_address(request.peer, request.headers.get(b"x-forwarded-for"), self._trusted_proxies)
+        network = quota_key(address)
         if not self._enabled:
-            return Client(key=request.peer, name=None, address=request.peer)
+            return Client(key=network, name=None, address=address, quota=network)
         given = _given_token(request)
         if given is None:
             self._recorder.authentication_failed("missing")
             raise Unauthorised("no token in Authorization: Bearer or X-API-Key")
+        token = self._find(given)
+        if token is None:
+            self._recorder.authentication_failed("invalid")
+            await self._count_invalid(network)
+            raise Unauthorised("the token is not valid")
+        quota = network if self._quota_by == "ip" else token.key
+        return Client(key=token.key, name=token.name, address=address, quota=quota, weight=token.weight)
+
+    def _find(self, given: bytes) -> Token | None:
         digest = sha256(given).digest()
         found = None
         # Every token is compared, each in constant time: how long it takes tells nothing.
         for token in self._tokens:
             if hmac.compare_digest(token.digest, digest):
                 found = token
-        if found is None:
-            self._recorder.authentication_failed("invalid")
-            raise Unauthorised("the token is not valid")
-        return Client(key=found.key, name=found.name, address=request.peer)
+        return found
+
+    async def _count_invalid(self, network: str) -> None:
+        admission = await self._invalid_tokens.admit(network)
+        if not admission.admitted:
+            self._recorder.rate_limited("invalid_token")
+            raise RateLimited(
+                "the token is not valid",
+                message="Too many invalid tokens were sent from this address.",
+                retry_after=admission.retry_after,
+            )
 
 
 def _given_token(request: Request) -> bytes | None:
@@ -124,6 +118,7 @@ class TokenFile:
         self._authenticator = authenticator
         self._seen: tuple[int, ...] | None = None
         self._complaint: str | None = None
+        self._one_at_a_time = DeferredLock()
 
     def load(self) -> None:
         """Read the file now, blocking; for the start.
@@ -131,17 +126,21 @@ class TokenFile:
         @raise OSError: it can't be read. @raise ValueError: it is malformed or empty.
         """
         self._seen = _stat(self._path)
-        self._authenticator.accept(parse_tokens(read_text(self._path)))
+        self._authenticator.accept(parse_tokens(read_file(self._path)))
 
     async def reload(self, in_thread: InThread, *, force: bool = False) -> None:
         """Read the file if it has changed, or if told to."""
+        async with self._one_at_a_time:
+            await self._reload(in_thread, force)
+
+    async def _reload(self, in_thread: InThread, force: bool) -> None:
         try:
             seen = await in_thread(lambda: _stat(self._path))
             if seen == self._seen and not force:
                 return
-            tokens = await in_thread(lambda: parse_tokens(read_text(self._path)))
+            tokens = await in_thread(lambda: parse_tokens(read_file(self._path)))
         except (OSError, ValueError) as error:
-            complaint = error.strerror if isinstance(error, OSError) else str(error)
+            complaint = (error.strerror if isinstance(error, OSError) else None) or str(error)
             if complaint != self._complaint or force:
                 self._log.error(
                     "token file {path} can't be used, the tokens read last stay in force: {reason}",

@@ -2,74 +2,48 @@
 
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from typing import Protocol as Interface
 
 from msgspec import Struct
-from twisted.internet.interfaces import (
-    IHandshakeListener,
-    IReactorTime,
-    ITransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime, ITransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ai_ticket.web.request import HeaderList, Request
+from ai_ticket.web.codec import Codec, Listener
+from ai_ticket.web.tcp import ask_tcp
 
 SWEEP_SECONDS = 1.0
 TLS_HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 """How long a connection that was asked to close may take before it is aborted."""
 
+REQUESTS_A_TURN = 16
+"""Requests of one connection that may begin before the reactor sees to the others again."""
+
 
 class Timeouts(Struct, frozen=True):
-    """Deadlines of a connection, in seconds: for a whole head, for a whole body, and for being idle."""
+    """Deadlines of a connection, in seconds: for a whole head, for a whole body, for a connection without a request,
+
+    and for a caller who takes nothing of what waits for it (`idle`).
+    """
 
     header: float
     body: float
     keepalive: float
-
-
-class Codec(Interface):
-    """One HTTP version on one connection."""
-
-    deadline: float | None
-
-    @property
-    def idle(self) -> bool:
-        """Whether no request is under way."""
-
-    def received(self, data: bytes) -> None:
-        """Bytes have come."""
-
-    def lost(self) -> None:
-        """The connection is gone."""
-
-    def check_deadlines(self, now: float) -> None:
-        """End what has taken too long."""
-
-    def drain(self) -> None:
-        """Close when idle, and tell the peer that this connection takes no new requests."""
-
-
-class Listener(Interface):
-    """What takes the requests that come in on connections."""
-
-    def received(self, request: Request) -> None:
-        """A request's head is complete."""
-
-    def refuse(self, status: int) -> tuple[HeaderList, bytes]:
-        """Headers and body of the answer to what could not be read as a request."""
+    idle: float
 
 
 CodecFactory = Callable[["Connection"], Codec]
 
 
-@implementer(IHandshakeListener)
+@implementer(IHandshakeListener, IPushProducer)
 class Connection(Protocol):
-    """A caller's connection, with TLS or without. The codec is chosen when it is known what the peer speaks."""
+    """A caller's connection, with TLS or without. The codec is chosen when it is known what the peer speaks.
+
+    `full`: the transport holds as much as it should of what the caller has not taken yet.
+    """
 
     transport: ITransport
 
@@ -79,7 +53,17 @@ class Connection(Protocol):
         self.peer = peer
         self.secure = secure
         self.codec: Codec | None = None
-        self.close_deadline: float | None = connections.now() + TLS_HANDSHAKE_SECONDS
+        self.full = False
+        self._reading = True
+        self._stopped_reading = 0.0
+        self._unread_seconds = 0.0
+        self._closing = False
+        self._begun = 0
+        self._next_turn: IDelayedCall | None = None
+        # By when TLS must be up, or the caller must have taken some of what waits for it, or the connection be closed.
+        self._deadline: float | None = connections.now() + TLS_HANDSHAKE_SECONDS
+        self._patience = 0.0
+        self._acked = 0
 
     def connectionMade(self) -> None:
         """Speak HTTP/1.1 at once without TLS; with TLS the handshake decides."""
@@ -95,23 +79,70 @@ class Connection(Protocol):
         self._speak(self.connections.http2 if negotiated == b"h2" else self.connections.http1)
 
     def _speak(self, factory: CodecFactory) -> None:
-        self.close_deadline = None
+        self._deadline = None
+        self.transport.registerProducer(self, True)  # type: ignore[attr-defined]
         self.codec = factory(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
+        self._begun = 0
         if self.codec is not None:
             self.codec.received(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
         self.connections.closed(self)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         if self.codec is not None:
             self.codec.lost()
 
+    def pause_reading(self) -> None:
+        """Let the caller wait with what it sends. That it is gone shows only when the kernel is asked."""
+        if self._reading and not self._closing:
+            self._reading = False
+            self._stopped_reading = self.connections.now()
+            self.transport.pauseProducing()  # type: ignore[attr-defined]
+
+    def resume_reading(self) -> None:
+        """Take what the caller sends."""
+        if not self._reading:
+            self._reading = True
+            self._unread_seconds += self.connections.now() - self._stopped_reading
+            self.transport.resumeProducing()  # type: ignore[attr-defined]
+
+    def reading_time(self) -> float:
+        """A clock, in seconds, that stands still while nothing is read."""
+        return (self.connections.now() if self._reading else self._stopped_reading) - self._unread_seconds
+
+    def may_begin(self) -> bool:
+        """Whether one more request may begin now: not while the caller does not take its answers, and so many a turn.
+
+        If not, `Codec.advance` is called as soon as it may.
+        """
+        if self.full or self._next_turn is not None:
+            return False
+        if self._begun >= REQUESTS_A_TURN:
+            self._next_turn = self.connections.in_next_turn(self._go_on)
+            return False
+        self._begun += 1
+        return True
+
+    def _go_on(self) -> None:
+        self._next_turn = None
+        self._begun = 0
+        if self.codec is not None:
+            self.codec.advance()
+
     def close(self) -> None:
         """Close once what was written is sent, and abort if that takes too long."""
-        self.close_deadline = self.connections.now() + CLOSE_SECONDS
+        if self._closing:
+            return
+        self.resume_reading()  # or the caller's own good-bye is not heard
+        self._closing = True
+        self._be_patient(self.connections.timeouts.idle if self.full else CLOSE_SECONDS)
+        self.transport.unregisterProducer()  # type: ignore[attr-defined]  # TLS says no good-bye while there is one
         self.transport.loseConnection()
 
     def abort(self) -> None:
@@ -119,15 +150,52 @@ class Connection(Protocol):
         self.transport.abortConnection()  # type: ignore[attr-defined]
 
     def check_deadlines(self, now: float) -> None:
-        """End what has taken too long."""
-        if self.close_deadline is not None and now >= self.close_deadline:
-            self.abort()
+        """End what has taken too long, and what has gone while nothing was read."""
+        if self._closing or self.full or not self._reading:
+            tcp = ask_tcp(self.transport)
+            if tcp is not None and not tcp.established and not self._closing:
+                self.abort()
+                return
+            if tcp is not None and tcp.acked != self._acked:
+                self._acked = tcp.acked
+                if self._deadline is not None:
+                    self._deadline = now + self._patience
+        if self._deadline is not None:
+            if now >= self._deadline:
+                self.abort()
         elif self.codec is not None:
             self.codec.check_deadlines(now)
 
+    def _be_patient(self, seconds: float) -> None:
+        """From now on the caller must take something within so many seconds, time and again."""
+        self._patience = seconds
+        self._deadline = self.connections.now() + seconds
+
+    # The transport's flow control.
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full."""
+        if not self.full:
+            self.full = True
+            self._be_patient(self.connections.timeouts.idle)
+            if self.codec is not None:
+                self.codec.slow_down()
+
+    def resumeProducing(self) -> None:
+        """The transport's buffer is empty."""
+        if self.full:
+            self.full = False
+            self._deadline = None
+            if self.codec is not None:
+                self.codec.speed_up()
+                self.codec.advance()
+
+    def stopProducing(self) -> None:
+        """The transport takes no more; `connectionLost` says so too."""
+
 
 class Connections:
-    """All open connections of the service's endpoints."""
+    """All open connections of the service's endpoints. `now` is the clock's time in seconds."""
 
     _log = Logger()
 
@@ -135,6 +203,7 @@ class Connections:
         self, clock: IReactorTime, *, limit: int, timeouts: Timeouts, http1: CodecFactory, http2: CodecFactory
     ):
         self._clock = clock
+        self.now: Callable[[], float] = clock.seconds
         self._limit = limit
         self._open: dict[Connection, None] = {}
         self._sweep = LoopingCall(self._check_deadlines)
@@ -169,13 +238,13 @@ class Connections:
             if connection.codec is not None:
                 connection.codec.drain()
 
-    def now(self) -> float:
-        """The clock's time in seconds."""
-        return self._clock.seconds()
+    def in_next_turn(self, call: Callable[[], None]) -> IDelayedCall:
+        """Call this once the reactor has seen to the others."""
+        return self._clock.callLater(0, call)
 
     def date(self) -> bytes:
         """The value of a Date header, made once a second."""
-        now = int(self._clock.seconds())
+        now = int(self.now())
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True).encode())
         return self._date[1]

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from ai_ticket.errors import DomainError
 
@@ -20,6 +21,7 @@ STATUSES = {
     "unsupported_media_type": 415,
     "prompt_extraction_failed": 422,
     "context_length_exceeded": 422,
+    "rate_limited": 429,
     "internal_error": 500,
     "api_connection_error": 502,
     "api_server_error": 502,
@@ -81,6 +83,27 @@ class UnsupportedMediaType(DomainError):
     default_message = "The Content-Type must be application/json."
 
 
+class Quota(Struct, frozen=True):
+    """At most `limit` requests of a client within any `window` seconds, of which `remaining` are left now."""
+
+    limit: int
+    window: float
+    remaining: int
+
+
+class RateLimited(DomainError):
+    """The caller has sent too many. `quota` is the one that is used up, where callers are to know it."""
+
+    code = "rate_limited"
+    default_message = "Too many requests within a short time."
+
+    def __init__(
+        self, details: str | None = None, *, retry_after: float, message: str | None = None, quota: Quota | None = None
+    ):
+        self.quota = quota
+        super().__init__(details, message=message, retry_after=retry_after)
+
+
 def status_of(error: DomainError) -> int:
     """The status of the answer to this error."""
     return STATUSES[error.code]
@@ -95,9 +118,21 @@ def error_headers(error: DomainError) -> tuple[tuple[bytes, bytes], ...]:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allowed).encode()))
+    if isinstance(error, RateLimited) and error.quota is not None:
+        headers += quota_headers(error.quota, error.retry_after or 0)
     if error.code == "shutting_down":
         headers.append((b"connection", b"close"))
     return tuple(headers)
+
+
+def quota_headers(quota: Quota, seconds: float) -> tuple[tuple[bytes, bytes], ...]:
+    """What a caller is told of its quota (draft-ietf-httpapi-ratelimit-headers-11).
+
+    @param seconds: the time within which it can use no more than what remains.
+    """
+    policy = f'"default";q={quota.limit};w={max(1, math.ceil(quota.window))}'
+    state = f'"default";r={quota.remaining};t={math.ceil(seconds)}'
+    return (b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())
 
 
 def error_object(error: DomainError, request_id: str) -> dict[str, Any]:

@@ -1,73 +1,232 @@
-"""One HTTP/2 stream: a request, and what is still to be sent of its answer."""
+"""One HTTP/2 stream: a request, what is let in of its body, and what is still to be sent of its answer."""
 
+from contextlib import suppress
+from enum import Enum, auto
 from typing import Protocol
 
+from h2.connection import H2Connection
+from h2.exceptions import ProtocolError
 from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
 
+from ai_ticket.web.body import BodyTime
+from ai_ticket.web.connections import CLOSE_SECONDS, Connection
 from ai_ticket.web.request import HeaderList, Request
 
+MAX_PENDING = 65_536
+"""Bytes of an answer in pieces that wait for the caller's window before its producer is slowed down."""
 
-class Answering(Protocol):
-    """The connection, as its streams see it."""
 
-    def send(self, stream: "Stream", status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
-        """Send a whole answer on a stream."""
+class _Answer(Enum):
+    """How far the answer is."""
 
-    def send_continue(self, stream: "Stream") -> None:
-        """Tell the stream's caller to send the body."""
+    UNDER_WAY = auto()
+    """It was not begun, or more of it may come."""
+    GIVEN = auto()
+    """All of it is here; some waits to be sent."""
+    SENT = auto()
 
-    def start(self, stream: "Stream", status: int, headers: HeaderList) -> None:
-        """Begin an answer in pieces on a stream."""
 
-    def flush(self, stream: "Stream") -> None:
-        """Send what may be sent of a stream's answer."""
+_UNDER_WAY, _GIVEN, _SENT = _Answer  # looked up once: that takes a while
+
+
+class Streams(Protocol):
+    """The codec of a connection, as its streams see it."""
+
+    connection: Connection
+    h2: H2Connection
+
+    def write(self) -> None:
+        """Hand what h2 has to send to the transport."""
 
     def cut(self, stream: "Stream") -> None:
         """Reset a stream."""
 
+    def forget(self, stream: "Stream") -> None:
+        """A stream is over."""
+
 
 class Stream:
-    """One stream: a request, and what is still to be sent of its answer.
+    """One stream, as its request and its connection see it."""
 
-    `deadline` is when the body must be complete, or when the peer must have taken more of the answer. `answered` says
-    that all of the answer is sent.
-    """
+    _log = Logger()
 
-    def __init__(self, codec: Answering, stream_id: int, deadline: float):
-        self.codec = codec
+    def __init__(self, codec: Streams, stream_id: int):
+        self._codec = codec
+        self._h2 = codec.h2
+        self._connection = codec.connection
+        self._now = codec.connection.connections.now
+        self._timeouts = codec.connection.connections.timeouts
         self.id = stream_id
         self.request: Request  # set as soon as it is made: each needs the other
-        self.body_open = True
-        self.answered = False
-        self.deadline: float | None = deadline
-        self.pending = bytearray()
-        self.complete = False
-        self.producer: IPushProducer | None = None
-        self.paused = False
+        self.body_time = BodyTime(codec.connection.reading_time, self._timeouts.body)
+        self._body_paused = False
+        self._withheld = 0
+        self._answer = _UNDER_WAY
+        self._pending = bytearray()
+        self._producer: IPushProducer | None = None
+        self._lags = False
+        # By when the caller must have taken more of the answer; after it, have noticed that the body is not wanted.
+        self._deadline: float | None = None
 
-    def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
-        """Send the answer, as far as flow control allows now."""
-        self.codec.send(self, status, headers, body, content_length)
+    @property
+    def answered(self) -> bool:
+        """Whether all of the answer is sent."""
+        return self._answer is _SENT
+
+    @property
+    def waits(self) -> bool:
+        """Whether something of the answer waits to be sent."""
+        return bool(self._pending) or self._answer is _GIVEN
+
+    def late(self, now: float) -> bool:
+        """Whether the caller takes too long, over its body or over the answer."""
+        return self.body_time.over or (self._deadline is not None and now >= self._deadline)
+
+    # The request's body.
+
+    def body_received(self, data: bytes, size: int) -> None:
+        """Some of the body has come, which flow control counts as `size` bytes."""
+        self.request.body_received(data)
+        if self._body_paused and size:
+            # The other streams go on.
+            self._withheld += size
+            with suppress(ProtocolError):
+                self._h2.increment_flow_control_window(size)
+        elif size:
+            # Also where it is not wanted: some callers see the answer only once they have sent all (httpx, for one).
+            with suppress(ProtocolError):
+                self._h2.acknowledge_received_data(size, self.id)
+
+    def body_ended(self) -> None:
+        """All of the body has come."""
+        self.request.body_ended()
+        if self.answered:
+            self._codec.forget(self)
 
     def send_continue(self) -> None:
         """Tell the caller to send the body."""
-        self.codec.send_continue(self)
+        # h2 has read the whole packet already: the stream, or the connection, may have ended further on in it.
+        with suppress(ProtocolError):
+            self._h2.send_headers(self.id, [(b":status", b"100")])
+        self._codec.write()
+
+    def pause_body(self) -> None:
+        """Do not open the stream's window again."""
+        self._body_paused = True
+
+    def resume_body(self) -> None:
+        """Open the stream's window again."""
+        self._body_paused = False
+        withheld, self._withheld = self._withheld, 0
+        if withheld and not self.request.body.ended:
+            with suppress(ProtocolError, KeyError):  # the stream may have ended further on in the packet
+                self._h2.increment_flow_control_window(withheld, self.id)
+            self._codec.write()
+
+    # The answer.
+
+    def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
+        """Send the answer, as far as flow control allows now."""
+        headers = [*headers, (b"content-length", b"%d" % content_length)]
+        self._pending += body
+        self._answer = _GIVEN
+        if self._send_head(status, headers, end_stream=not body):
+            if body:
+                self.flush()
+            else:
+                self._sent()
+        self._codec.write()
 
     def start(self, status: int, headers: HeaderList, producer: IPushProducer) -> None:
         """Begin an answer in pieces."""
-        self.producer = producer
-        self.codec.start(self, status, headers)
+        self._producer = producer
+        self._send_head(status, headers, end_stream=False)
+        self._codec.write()
 
     def write(self, data: bytes) -> None:
         """Send a piece of the answer, as far as flow control allows now."""
-        self.pending += data
-        self.codec.flush(self)
+        self._pending += data
+        self.flush()
 
     def finish(self) -> None:
         """The answer in pieces is complete."""
-        self.complete = True
-        self.codec.flush(self)
+        self._answer = _GIVEN
+        self.flush()
 
     def abort(self) -> None:
         """Cut the answer in pieces: the caller gets a reset."""
-        self.codec.cut(self)
+        self._codec.cut(self)
+
+    def _send_head(self, status: int, headers: HeaderList, *, end_stream: bool) -> bool:
+        head = [(b":status", b"%d" % status), (b"date", self._connection.connections.date())]
+        head += [header for header in headers if header[0] != b"connection"]
+        try:
+            self._h2.send_headers(self.id, head, end_stream=end_stream)
+        except ProtocolError:
+            # It has ended further on in the packet, which we are told of next; if not, the sweep ends it.
+            self._deadline = self._now()
+            return False
+        return True
+
+    def flush(self) -> None:
+        """Send what flow control and the transport allow; slow the producer down if need be."""
+        if self.answered:
+            return
+        try:
+            self._flush()
+        except ProtocolError:
+            self._log.debug("an answer's stream has ended further on in the packet")
+
+    def _flush(self) -> None:
+        sent = False
+        while not self._connection.full and self.waits:
+            window = min(self._h2.local_flow_control_window(self.id), self._h2.max_outbound_frame_size)
+            data = bytes(self._pending[: max(0, window)])
+            if self._pending and not data:
+                break
+            last = self._answer is _GIVEN and len(data) == len(self._pending)
+            self._h2.send_data(self.id, data, end_stream=last)
+            del self._pending[: len(data)]
+            sent = True
+            self._codec.write()
+            if last:
+                self._sent()
+                return
+        # While something waits to be taken, the caller must take some of it now and then.
+        if not self._pending:
+            self._deadline = None
+        elif sent or self._deadline is None:
+            self._deadline = self._now() + self._timeouts.idle
+        self._slow_down()
+
+    def be_patient(self) -> None:
+        """The transport has held things up: the caller has all of its time again."""
+        if not self.answered:
+            self._deadline = None
+
+    def _slow_down(self) -> None:
+        lags = len(self._pending) > MAX_PENDING
+        if self._producer is not None and lags != self._lags:
+            self._lags = lags
+            if lags:
+                self._producer.pauseProducing()
+            else:
+                self._producer.resumeProducing()
+
+    def _sent(self) -> None:
+        """All of the answer is sent. A caller who is still sending gets a while to notice before the stream is reset:
+
+        a reset that comes with the answer makes curl 7 drop the answer.
+        """
+        self._answer = _SENT
+        if self.request.body.ended:
+            self._codec.forget(self)
+            return
+        # A caller who notices ends the body early. To h2 that is less than was announced, and a fault of the whole
+        # connection; it has no public way to say that nobody counts any more.
+        kept = self._h2.streams.get(self.id)
+        if kept is not None:
+            kept._expected_content_length = None
+        self.body_time.stop()
+        self._deadline = self._now() + CLOSE_SECONDS

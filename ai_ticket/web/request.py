@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from msgspec import Struct
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
-from ai_ticket.web.faults import PayloadTooLarge
+from ai_ticket.web.body import Body, BodySource
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -25,14 +25,11 @@ class Response(Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class Exchange(Protocol):
+class Exchange(BodySource, Protocol):
     """The connection (HTTP/1.1) or stream (HTTP/2) that a request came on, as its request sees it."""
 
     def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
         """Send the one answer. `body` is empty for HEAD, whatever `content_length` says."""
-
-    def send_continue(self) -> None:
-        """Tell a caller who waits for it to send the body."""
 
     def start(self, status: int, headers: HeaderList, producer: IPushProducer) -> None:
         """Begin an answer of unknown length. `producer` is paused while the caller does not keep up."""
@@ -59,14 +56,10 @@ class Request:
     """
 
     __slots__ = (
-        "_chunks",
-        "_ended",
         "_exchange",
-        "_limit",
         "_on_lost",
-        "_size",
-        "_waiting",
         "arrived",
+        "body",
         "common_headers",
         "headers",
         "id",
@@ -105,11 +98,7 @@ class Request:
         self.common_headers: HeaderList = []
         self.responded = False
         self.streaming = False
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._ended = False
-        self._limit: int | None = None
-        self._waiting: Deferred[bytes] | None = None
+        self.body = Body(exchange, headers)
         self.last = False
         self.lost = False
         self._on_lost: Callable[[], object] | None = None
@@ -117,8 +106,7 @@ class Request:
     @property
     def content_length(self) -> int | None:
         """The announced size of the body in bytes, or None where it is not announced."""
-        value = self.headers.get(b"content-length")
-        return int(value) if value is not None and value.isdigit() else None
+        return self.body.announced
 
     def when_lost(self, call: Callable[[], object]) -> None:
         """Call this, once, when the caller goes away before the answer was sent."""
@@ -129,32 +117,39 @@ class Request:
 
         The Deferred fails with `PayloadTooLarge` at the first byte over the limit.
         """
-        self._limit = limit
-        if self.lost:
-            return fail(CancelledError())
-        if self._over_limit() or (self.content_length or 0) > limit:
-            return fail(self._too_large())
-        if self._ended:
-            return succeed(b"".join(self._chunks))
-        if not self._size and self.headers.get(b"expect", b"").lower() == b"100-continue":
-            self._exchange.send_continue()
-        self._waiting = Deferred(self._cancelled)
-        return self._waiting
+        return self.body.read_all(limit)
+
+    def read_some(self) -> Deferred[bytes]:
+        """The next piece of the body, b"" at its end: for bodies of any length, by one reader at a time.
+
+        Nobody asking, the caller is kept waiting once about 64 KiB have come. The Deferred fails with `CancelledError`
+        when the caller is gone or the answer is complete; who cancels it loses nothing of the body.
+        """
+        return self.body.read_some()
+
+    def renew_body_time(self) -> None:
+        """Give the caller all of the time for a body again: what has come so far is enough of it for a while."""
+        self._exchange.body_time.renew()
 
     def respond(self, response: Response) -> None:
         """Send the answer; nothing happens if the caller is gone or has one already."""
         if self.responded or self.lost:
             return
         self.responded = True
-        self._chunks.clear()
+        self.body.drop()
         body = b"" if self.method == "HEAD" else response.body
         head = [(b"content-type", response.content_type), *self.common_headers, *response.headers]
         self._exchange.send(response.status, head, body, len(response.body))
 
     def start(self, response: Response, producer: IPushProducer) -> None:
-        """Begin an answer that comes in pieces; `response` has its head. `producer` is paused while the caller lags."""
+        """Begin an answer that comes in pieces; `response` has its head. `producer` is paused while the caller lags.
+
+        The body may still be coming, and can be read on until the answer is complete.
+        """
+        if self.lost:
+            return
         self.responded = self.streaming = True
-        self._chunks.clear()
+        self.body.refrain()
         head = [(b"content-type", response.content_type), *self.common_headers, *response.headers]
         self._exchange.start(response.status, head, producer)
 
@@ -167,53 +162,35 @@ class Request:
         """The answer in pieces is complete."""
         if self.streaming:
             self.streaming = False
+            self.body.drop()
             self._exchange.finish()
 
     def abort(self) -> None:
         """Cut the answer in pieces."""
         if self.streaming:
             self.streaming = False
+            self.body.drop()
             self._exchange.abort()
 
     # What the connection tells the request.
 
-    def body_received(self, data: bytes) -> None:
+    def body_received(self, data: bytes | bytearray) -> None:
         """Some of the body has come."""
-        if self.responded:
-            return
-        self._size += len(data)
-        if not self._over_limit():
-            self._chunks.append(data)
-        elif self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.errback(self._too_large())
+        self.body.received(data)
 
     def body_ended(self) -> None:
         """All of the body has come."""
-        self._ended = True
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.callback(b"".join(self._chunks))
+        self.body.end()
 
     def connection_lost(self) -> None:
         """The caller is gone, or was cut off."""
         self.lost = True
-        self._chunks.clear()
-        if self._on_lost is not None and (self.streaming or not self.responded):
-            self.streaming = False
+        unanswered = self.streaming or not self.responded
+        self.streaming = False
+        if self._on_lost is not None and unanswered:
             on_lost, self._on_lost = self._on_lost, None
             on_lost()
-
-    def _over_limit(self) -> bool:
-        return self._limit is not None and self._size > self._limit
-
-    def _too_large(self) -> PayloadTooLarge:
-        self._chunks.clear()
-        return PayloadTooLarge(f"the body is larger than {self._limit} bytes")
-
-    def _cancelled(self, waiting: Deferred[bytes]) -> None:
-        self._waiting = None
-        waiting.errback(CancelledError())
+        self.body.lose()
 
 
 def _path(target: bytes) -> str:

@@ -1,90 +1,122 @@
 """What each path does."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 
-from ai_ticket.errors import ShuttingDown
-from ai_ticket.event import Completion, Event, EventLimits, parse_event
+from ai_ticket.event import EventLimits, parse_event
 from ai_ticket.interfaces import BackendState, Job, Pipeline
-from ai_ticket.web.auth import Authenticator
+from ai_ticket.web.answers import answer_fields, server_timing
+from ai_ticket.web.batch import Batch, BatchRules
+from ai_ticket.web.batch_input import Element, array_elements, lines
+from ai_ticket.web.batch_output import ArrayOutput, LinesOutput
 from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
+from ai_ticket.web.gate import Gate
 from ai_ticket.web.request import Request, Response
-from ai_ticket.web.site import DRAINING_RETRY_SECONDS, Route, json_response
+from ai_ticket.web.site import Route, json_response
 from ai_ticket.web.streaming import EventStream, Streamed
+
+JSON = b"application/json"
+NDJSON = b"application/x-ndjson"
+
+
+class BodyLimits(Struct, frozen=True):
+    """Sizes in bytes, of an event's body and of a batch's as a JSON array, and how many events that may have."""
+
+    event: int
+    batch: int
+    batch_events: int
 
 
 class EventRoutes:
-    """`POST /event`."""
+    """`POST /event` and `POST /events`."""
 
     def __init__(
         self,
         *,
-        authenticator: Authenticator,
+        gate: Gate,
         pipeline: Pipeline,
         clock: IReactorTime,
         limits: EventLimits,
-        max_body_bytes: int,
+        bodies: BodyLimits,
         request_timeout: float,
-        draining: Callable[[], bool],
     ):
-        self._authenticator = authenticator
+        self._gate = gate
         self._pipeline = pipeline
         self._clock = clock
         self._limits = limits
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
         self._request_timeout = request_timeout
-        self._draining = draining
 
     def routes(self) -> list[Route]:
         """The table."""
-        return [Route("/event", {"POST": self.post_event})]
+        return [Route("/event", {"POST": self.post_event}), Route("/events", {"POST": self.post_events})]
 
     async def post_event(self, request: Request) -> Response | Streamed:
         """One event in, one completion out, whole or in pieces. What the head tells is refused before the body."""
-        client = self._authenticator.authenticate(request)
-        if self._draining():
-            raise ShuttingDown(retry_after=DRAINING_RETRY_SECONDS)
-        _require_json(request)
-        self._require_size(request)
-        body = await request.read_body(self._max_body_bytes)
-        event = parse_event(body, self._limits)
+        client = await self._gate.admit(request)
+        _require_type(request, JSON)
+        _require_size(request, self._bodies.event)
         deadline = request.arrived + self._request_timeout
-        if event.stream:
-            stream = EventStream(request, self._clock)
-            job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline, sink=stream)
-            return await stream.answer(event, self._pipeline.submit(job))
+        self._pipeline.check_room(client, deadline)
+        body = await request.read_body(self._bodies.event)
+        event = parse_event(body, self._limits)
         job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline)
-        completion = await self._pipeline.submit(job)
-        return json_response(_answer(completion, event, request.id))
+        try:
+            if event.stream:
+                return await EventStream(request, self._clock, job, self._pipeline).answer()
+            completion = await self._pipeline.submit(job)
+        finally:
+            if not request.responded:
+                request.common_headers.append(server_timing(job, self._clock.seconds()))
+        return json_response(answer_fields(completion, event, request.id))
 
-    def _require_size(self, request: Request) -> None:
-        size = request.content_length
-        if size is None and request.version != "2" and b"transfer-encoding" not in request.headers:
-            raise LengthRequired
-        if size is not None and size > self._max_body_bytes:
-            raise PayloadTooLarge(f"the body is larger than {self._max_body_bytes} bytes")
+    async def post_events(self, request: Request) -> Response | Streamed:
+        """Many events in, a result for each out. Each counts and waits by itself; only what is no batch is refused."""
+        client = await self._gate.identify(request)
+        in_lines = _require_type(request, JSON, NDJSON) == NDJSON
+        _require_size(request, None if in_lines else self._bodies.batch)
+        batch = Batch(
+            request,
+            client,
+            LinesOutput() if _accepts_lines(request) else ArrayOutput(),
+            gate=self._gate,
+            pipeline=self._pipeline,
+            clock=self._clock,
+            rules=BatchRules(self._limits, self._request_timeout),
+        )
+        if in_lines:
+            return await batch.answer(lines(request.read_some, request.renew_body_time, self._bodies.event), None)
+        elements = array_elements(await request.read_body(self._bodies.batch), self._bodies.batch_events)
+        return await batch.answer(_each(elements), len(elements))
 
 
-def _require_json(request: Request) -> None:
+async def _each(elements: list[Element]) -> AsyncIterator[Element]:
+    for element in elements:
+        yield element
+
+
+def _require_size(request: Request, limit: int | None) -> None:
+    size = request.content_length
+    if size is None and request.version != "2" and b"transfer-encoding" not in request.headers:
+        raise LengthRequired
+    if limit is not None and size is not None and size > limit:
+        raise PayloadTooLarge(f"the body is larger than {limit} bytes")
+
+
+def _require_type(request: Request, *allowed: bytes) -> bytes:
     media_type = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type != b"application/json":
-        raise UnsupportedMediaType
+    if media_type not in allowed:
+        raise UnsupportedMediaType(message=f"The Content-Type must be {b' or '.join(allowed).decode()}.")
+    return media_type
 
 
-def _answer(completion: Completion, event: Event, request_id: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {
-        "completion": completion.text,
-        "finish_reason": completion.finish_reason,
-        "model": completion.model,
-        "usage": msgspec.to_builtins(completion.usage),
-        "request_id": request_id,
-    }
-    if event.metadata is not None:
-        answer["metadata"] = event.metadata
-    return answer
+def _accepts_lines(request: Request) -> bool:
+    ranges = request.headers.get(b"accept", b"").lower().split(b",")
+    return any(each.partition(b";")[0].strip() == NDJSON for each in ranges)
 
 
 class HealthRoutes:

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
 from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body, error_headers, status_of
+from ai_ticket.web.gate import DRAINING_RETRY_SECONDS
 from ai_ticket.web.request import HeaderList, Request, Response
 from ai_ticket.web.streaming import Streamed
 
@@ -20,8 +21,6 @@ CLIENT_CLOSED_REQUEST = 499
 """Stands in logs and metrics where a caller left before the answer, as nginx has it."""
 
 UNMATCHED = "unmatched"
-DRAINING_RETRY_SECONDS = 5.0
-"""When a caller may come back to a service that is shutting down: another instance, or the next start, takes it."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

@@ -1,7 +1,5 @@
 """Answers in pieces to `POST /event`: server-sent events, from tokens as they come (contract, "The answer")."""
 
-from collections.abc import Awaitable
-
 import msgspec
 from msgspec import Struct
 from twisted.internet.defer import CancelledError
@@ -10,7 +8,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ai_ticket.errors import DomainError, InternalError, ShuttingDown
-from ai_ticket.event import Completion, Event, FinishReason, Usage
+from ai_ticket.event import FinishReason, Usage
+from ai_ticket.interfaces import Job, Pipeline
+from ai_ticket.web.answers import server_timing
 from ai_ticket.web.faults import error_object
 from ai_ticket.web.request import Request, Response
 
@@ -50,20 +50,24 @@ class EventStream:
 
     _log = Logger()
 
-    def __init__(self, request: Request, clock: IReactorTime):
+    def __init__(self, request: Request, clock: IReactorTime, job: Job, pipeline: Pipeline):
         self._request = request
         self._clock = clock
+        self._job = job
+        self._pipeline = pipeline
         self._upstream: IPushProducer | None = None
         self._lags = False
         self._sign_of_life: IDelayedCall | None = clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
 
-    async def answer(self, event: Event, completing: Awaitable[Completion]) -> Streamed:
-        """Stream what comes into this sink, and then how it ended.
+    async def answer(self) -> Streamed:
+        """Have the job done, stream what comes of it, and then how it ended.
 
         @raise DomainError: it failed before anything was sent.
         """
+        self._job.sink = self
+        event = self._job.event
         try:
-            completion = await completing
+            completion = await self._pipeline.submit(self._job)
         except CancelledError:
             if self._request.lost or not self._request.streaming:
                 raise
@@ -126,11 +130,14 @@ class EventStream:
 
     def _start(self) -> None:
         if not self._request.responded and not self._request.lost:
+            self._request.common_headers.append(server_timing(self._job, self._clock.seconds()))
             self._request.start(_HEAD, self)
 
     def _keep_alive(self) -> None:
         self._start()
-        self._request.write(b": keep-alive\n\n")
+        position = self._pipeline.position(self._job)
+        place = b"" if position is None else b" position=%d" % position
+        self._request.write(b": keep-alive%b\n\n" % place)
         self._sign_of_life = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
 
     def _stop_waiting(self) -> None:

@@ -565,6 +565,91 @@ class TestHealth:
         world.settle()
 
 
+class TestSlots:
+    """How many events it can have under way, for whoever hands them to it."""
+
+    def test_those_of_backends_that_are_up_with_a_usable_circuit(self) -> None:
+        servers = [Server("a:1", 4), Server("b:1", 2), Server("c:1", 8)]
+        world = World([servers[0], servers[1]], [servers[2]])
+        assert world.pool.slots == 14
+        servers[2].state = replace(servers[2].state, up=False)
+        assert world.pool.slots == 6
+        world.open(0)
+        assert world.pool.slots == 2
+        servers[1].state = replace(servers[1].state, up=False)
+        assert world.pool.slots == 10, "none is up: any that may be tried"
+        world.open(1)
+        world.open(2)
+        assert world.pool.slots == 1
+
+    def test_what_is_under_way_takes_none_of_those_that_can_be_had(self) -> None:
+        """A long answer of a backend that is avoided now does not use up the slots of the others."""
+        servers = [Server("a:1", 2), Server("b:1", 2)]
+        world = World([servers[0]], [servers[1]])
+        for _ in range(3):
+            world.submit()
+        world.open(0)
+        assert world.pool.slots == 4, "two that run there, two slots here"
+        world.open(1)
+        assert world.pool.slots == 4, "all three, and one that is to be told"
+        servers[0].finish()
+        servers[0].finish()
+        assert world.pool.slots == 2
+        world.settle()
+
+    def test_half_open_there_is_one(self) -> None:
+        servers = [Server("a:1", 4), Server("b:1", 2)]
+        world = World([servers[0]], [servers[1]])
+        world.open(0)
+        world.clock.advance(1)
+        assert world.circuit(0) is CircuitState.HALF_OPEN
+        assert world.pool.slots == 3
+        world.submit()
+        assert (len(servers[0].running), world.pool.slots) == (1, 3)
+        servers[0].finish()
+        assert world.pool.slots == 6
+        world.settle()
+
+    def test_fewer_than_are_under_way(self) -> None:
+        servers = [Server("a:1", 3), Server("b:1", 2)]
+        world = World([servers[0]], [servers[1]])
+        for _ in range(3):
+            world.submit()
+        servers[0].state = replace(servers[0].state, slots=1)
+        assert world.pool.slots == 5, "the other's two can still be had"
+        world.settle()
+
+    def test_a_probe_and_the_end_of_a_back_off_are_told(self) -> None:
+        server = Server("a:1", 4)
+        world = World([server])
+        told: list[int] = []
+        world.pool.watch(lambda: told.append(world.pool.slots))
+        server.state = replace(server.state, slots=6)
+        Deferred.fromCoroutine(world.pool.members[0].probe())
+        assert told == [6]
+        server.behave = ApiServerError
+        while world.circuit(0) is not CircuitState.OPEN:
+            world.submit()
+            world.clock.advance(0)
+        world.clock.advance(0.5)
+        assert told == [6]
+        world.clock.advance(1)
+        assert told == [6, 1], "nobody waits in the pool, but somebody may elsewhere"
+        world.settle()
+
+    def test_the_retry_budget_does_not_shrink_with_them(self) -> None:
+        """A backend that dies takes its slots along when its events need them most."""
+        servers = [Server("a:1", 20), Server("b:1", 5)]
+        world = World([servers[0]], [servers[1]])
+        for _ in range(20):
+            world.submit()
+        while servers[0].running:
+            servers[0].fail(ApiConnectionError())
+        world.clock.advance(0)
+        world.settle()
+        assert all(found == [COMPLETION] for found in world.outcomes.values())
+
+
 class TestLeaving:
     def test_a_caller_who_leaves_while_waiting_running_or_between_two_attempts(self) -> None:
         server = Server("a:1")

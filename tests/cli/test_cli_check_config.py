@@ -55,6 +55,16 @@ def test_warnings(capsys, monkeypatch, found):
     assert capsys.readouterr().err == "warning: KOBOLDCPP_SLOT: unknown variable; did you mean KOBOLDCPP_SLOTS?\n"
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_warnings_of_the_machine(as_json, capsys, monkeypatch, found):
+    monkeypatch.setenv("AI_TICKET_AUTH", "off")
+    assert main(["check-config", *(["--json"] if as_json else [])]) == 0
+    captured = capsys.readouterr()
+    warnings = json.loads(captured.out)["warnings"] if as_json else captured.err.splitlines()
+    assert len(warnings) == 1
+    assert "AI_TICKET_AUTH=off: whoever reaches this machine may call" in warnings[0]
+
+
 def test_settings_that_cannot_be_used(capsys, monkeypatch):
     """One line each, and no secret."""
     monkeypatch.setenv("TLS_PORT", "rubbish")

@@ -12,7 +12,7 @@ from ai_ticket.cli import main
 from ai_ticket.cli.outcome import CommandError, ExitStatus
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("check-config", "token", "send", "health", "fetch-model", "fake-backend")
+COMMANDS = ("check-config", "token", "send", "health", "fetch-model", "fake-backend", "batch")
 
 
 def test_version(capsys):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ai_ticket.cli import main, token_file
-from ai_ticket.cli.token_file import Entry, parse
+from ai_ticket.cli.token_file import parse
+from ai_ticket.tokens import LARGEST_WEIGHT, Line, parse_tokens
 
 
 def mode(path):
@@ -94,7 +95,10 @@ def test_other_lines_and_the_mode_are_kept(content, capsys):
     assert [child.name for child in Path().iterdir()] == ["tokens"]
 
 
-@pytest.mark.parametrize("line", ["bob secret", "bob sha256:00", "\tbob   secret  "])
+@pytest.mark.parametrize(
+    "line",
+    ["bob secret", "bob sha256:00", "\tbob   secret  ", "bob;weight=2 secret", "bob;x secret", "\ufeffbob secret"],
+)
 def test_a_name_that_is_taken(line, capsys):
     Path("tokens").write_text(f"{line}\n")
     assert main(["token", "bob", "--file", "tokens"]) == 1
@@ -118,6 +122,30 @@ def test_replace_swaps_the_line(capsys):
     token, said = make(capsys, "bob", "--file", "tokens", "--replace")
     assert Path("tokens").read_text() == f"# head\nbob {token}\nalice hers\n# tail"
     assert "token replaced" in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["--hash"]])
+def test_a_weight(arguments, capsys):
+    """As the service reads it."""
+    make(capsys, "bob", "--file", "tokens", "--weight", "4", *arguments)
+    [token] = parse_tokens(Path("tokens").read_text())
+    assert (token.name, token.weight) == ("bob", 4)
+
+
+@pytest.mark.parametrize("weight", ["0", str(LARGEST_WEIGHT + 1), "-1", "1.5", "many", ""])
+def test_what_is_no_weight(weight, capsys):
+    with pytest.raises(SystemExit):
+        main(["token", "bob", "--file", "tokens", "--weight", weight])
+    assert f"is not a whole number from 1 to {LARGEST_WEIGHT}" in capsys.readouterr().err
+    assert not Path("tokens").exists()
+
+
+def test_replace_keeps_the_weight_unless_it_gets_one(capsys):
+    Path("tokens").write_text("bob;weight=4 old\n")
+    token, _ = make(capsys, "bob", "--file", "tokens", "--replace")
+    assert Path("tokens").read_text() == f"bob;weight=4 {token}\n"
+    token, _ = make(capsys, "bob", "--file", "tokens", "--replace", "--weight", "7")
+    assert Path("tokens").read_text() == f"bob;weight=7 {token}\n"
 
 
 def test_replace_adds_a_new_name(capsys):
@@ -169,7 +197,7 @@ def test_the_owner_is_kept(monkeypatch):
     other = os.stat_result((*status[:4], status.st_uid + 1, status.st_gid + 1, *status[6:]))
     monkeypatch.setattr(token_file, "_read", lambda path: ("alice hers\n", other))
     monkeypatch.setattr(os, "fchown", lambda descriptor, uid, gid: done.append((uid, gid, mode(descriptor))))
-    token_file.store(path, Entry("bob", "x"), replace=False)
+    token_file.store(path, Line("x", "bob"), replace=False)
     assert done == [(status.st_uid + 1, status.st_gid + 1, 0o600)]
 
     def refused(descriptor, uid, gid):
@@ -189,18 +217,23 @@ def test_many_at_once(start):
 
 
 @pytest.mark.parametrize(
-    ("line", "entry"),
+    ("line", "read"),
     [
         ("", None),
         ("  \n", None),
         ("# a comment", None),
         ("#comment", None),
         ("one two three", None),
-        ("secret\r\n", Entry(None, "secret")),
-        ("bob secret", Entry("bob", "secret")),
-        ("bob sha256:00", Entry("bob", "sha256:00")),
-        ("sha256:00", Entry(None, "sha256:00")),
+        ("secret\r\n", Line("secret")),
+        ("bob secret", Line("secret", "bob")),
+        ("\ufeffbob secret", Line("secret", "bob")),
+        ("bob sha256:00", Line("sha256:00", "bob")),
+        ("sha256:00", Line("sha256:00")),
+        ("bob;weight=4 secret", Line("secret", "bob", "weight=4")),
+        ("bob; secret", Line("secret", "bob", "")),
+        ("b;o;b secret", Line("secret", "b", "o;b")),
+        ("s;ecret", Line("s;ecret")),
     ],
 )
-def test_lines(line, entry):
-    assert parse(line) == entry
+def test_lines(line, read):
+    assert parse(line) == read

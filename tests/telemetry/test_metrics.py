@@ -42,12 +42,3 @@ def test_two_of_them_do_not_clash() -> None:
     first, second = Metrics("ns", CollectorRegistry()), Metrics("ns", CollectorRegistry())
     first.authentication_failed("invalid")
     assert samples(second)["ns_server_auth_failures_total", (("reason", "invalid"),)] == 0
-
-
-def test_the_pipeline_is_looked_at_when_the_metrics_are() -> None:
-    metrics = Metrics("ns", CollectorRegistry())
-    depth = [3]
-    metrics.watch_pipeline(lambda: depth[0], lambda: 2)
-    depth[0] = 4
-    found = samples(metrics)
-    assert (found["ns_pipeline_queue_depth", ()], found["ns_pipeline_in_flight", ()]) == (4, 2)

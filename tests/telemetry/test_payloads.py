@@ -2,14 +2,17 @@
 
 import json
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from ai_ticket.errors import MissingContentField
 from ai_ticket.settings import variables
 from ai_ticket.telemetry.payloads import (
     HIDDEN,
@@ -273,3 +276,23 @@ def test_a_line() -> None:
     assert event["log_level"].name == "debug"
     assert event["log_format"].format_map(event) == "payload of /event: missing_content_field"
     assert (event["request_id"], event["size"], event["payload"]) == ("r1", 19, f'{{"token": "{HIDDEN}"}}')
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, "ok"),
+        (MissingContentField(), "missing_content_field"),
+        (CancelledError(), "cancelled"),
+        (RuntimeError("a bug"), "internal_error"),
+    ],
+)
+def test_what_became_of_it(error: Exception | None, outcome: str) -> None:
+    def answer() -> None:
+        with Sampled(1).sampler.sampling("r1", "/event", b"{}"):
+            if error is not None:
+                raise error
+
+    with capturedLogs() as events, pytest.raises(type(error)) if error else nullcontext():
+        answer()
+    assert [event["outcome"] for event in events] == [outcome]

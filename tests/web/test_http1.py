@@ -79,8 +79,81 @@ def test_many_pipelined_requests_pause_reading_until_there_is_room(surface: Surf
     connection.dataReceived(POST + GET * 200)
     assert transport.producerState == "paused"
     waiting.callback(COMPLETION)
+    surface.clock.advance(0)
     assert transport.producerState == "producing"
     assert len(list(parse_responses(transport.value()))) == 201
+
+
+def test_pipelined_requests_take_turns_with_the_rest_of_the_service(surface: Surface) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(GET * 100)
+    assert len(surface.recorder.finished) == 16
+    assert transport.producerState == "paused"
+    connection.dataReceived(GET)
+    assert len(surface.recorder.finished) == 16, "what else comes does not bring the next turn about"
+    assert len(surface.clock.getDelayedCalls()) == 1
+    surface.clock.advance(0)
+    assert [found[0] for found in parse_responses(transport.value())] == [200] * 101
+    assert transport.producerState == "producing"
+
+
+def test_nothing_begins_while_the_caller_takes_no_answers(surface: Surface) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(GET)
+    connection.pauseProducing()
+    connection.dataReceived(GET * 10)
+    surface.clock.pump([1] * 10)
+    assert len(surface.recorder.finished) == 1
+    connection.resumeProducing()
+    assert [found[0] for found in parse_responses(transport.value())] == [200] * 11
+
+
+def test_who_leaves_between_turns_leaves_nothing_behind(surface: Surface) -> None:
+    connection, _ = surface.connect()
+    connection.dataReceived(GET * 100)
+    connection.connectionLost(Failure(ConnectionDone()))
+    assert not surface.clock.getDelayedCalls()
+    assert len(surface.recorder.finished) == 16
+
+
+def test_a_connection_with_pipelined_requests_is_not_idle(surface: Surface) -> None:
+    """Neither a newcomer nor a drain closes it before they are answered."""
+    surface.connections = make_connections(surface.clock, limit=1)
+    connection, transport = surface.connect()
+    connection.dataReceived(GET * 20)
+    surface.connections.drain()
+    assert not transport.disconnecting
+    surface.clock.advance(0)
+    assert len(list(parse_responses(transport.value()))) == 17, "the first answer since it began to drain is the last"
+    assert transport.disconnecting
+
+
+def test_a_pipelined_body_does_not_fill_the_memory(surface: Surface) -> None:
+    surface.pipeline.answer = lambda: Deferred()
+    connection, transport = surface.connect()
+    connection.dataReceived(POST + HEAD + b"Content-Length: 1000000\r\n\r\n")
+    for _ in range(10):
+        if transport.producerState == "paused":
+            break
+        connection.dataReceived(b"x" * 20_000)
+    assert transport.producerState == "paused"
+    connection.connectionLost(Failure(ConnectionDone()))
+
+
+def test_an_answer_that_is_still_being_taken_is_not_cut_for_the_next_request(surface: Surface) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(GET)
+    connection.pauseProducing()
+    for _ in range(10):
+        sweep(surface, 20)
+        connection.resumeProducing()
+        connection.pauseProducing()
+    assert not transport.aborted
+    connection.resumeProducing()
+    sweep(surface, 74)
+    assert not transport.aborted
+    sweep(surface, 2)
+    assert transport.aborted
 
 
 @pytest.mark.parametrize(

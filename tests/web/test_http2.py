@@ -3,6 +3,7 @@
 import json
 
 import h2.events
+import h2.settings
 import pytest
 from harness import COMPLETION, Http2Client
 from hypothesis import given
@@ -184,20 +185,80 @@ def test_a_large_answer_waits_for_the_callers_window(surface: Surface) -> None:
 def test_a_transport_with_a_full_buffer_is_not_written_to(surface: Surface) -> None:
     surface.pipeline.answer = lambda: succeed(replace(COMPLETION, text="x" * 50_000))
     client = surface.connect2()
-    codec = client.connection.codec
-    codec.pauseProducing()  # type: ignore[union-attr]
-    stream = client.request("POST", "/event", HEADERS, BODY)
+    stream = client.h2.get_next_available_stream_id()
+    head = [(":method", "POST"), (":path", "/event"), (":scheme", "https"), (":authority", "x"), *HEADERS]
+    client.h2.send_headers(stream, head)
+    client.exchange()
+    client.connection.pauseProducing()
+    assert client.transport.producerState == "paused", "what comes would have to be answered too"
+    client.h2.send_data(stream, BODY, end_stream=True)
+    client.exchange()
     assert client.response(stream)[2] == b""
-    codec.resumeProducing()  # type: ignore[union-attr]
+    client.connection.resumeProducing()
+    assert client.transport.producerState == "producing"
     client.exchange()
     assert len(client.response(stream)[2]) > 50_000
+
+
+def test_requests_take_turns_with_the_rest_of_the_service(surface: Surface) -> None:
+    client = surface.connect2()
+    head = [(":method", "GET"), (":path", "/health/live"), (":scheme", "https"), (":authority", "x")]
+    streams = range(1, 101, 2)
+    for stream in streams:
+        client.h2.send_headers(stream, head, end_stream=True)
+    client.exchange()
+    assert len(surface.recorder.finished) == 16
+    assert client.transport.producerState == "paused"
+    surface.clock.advance(0)
+    client.exchange()
+    assert [client.response(stream)[0] for stream in streams] == [200] * 50
+    assert client.transport.producerState == "producing"
+
+
+def test_who_leaves_between_turns_leaves_nothing_behind(surface: Surface) -> None:
+    client = surface.connect2()
+    head = [(":method", "GET"), (":path", "/health/live"), (":scheme", "https"), (":authority", "x")]
+    for stream in range(1, 101, 2):
+        client.h2.send_headers(stream, head, end_stream=True)
+    client.exchange()
+    client.connection.connectionLost(Failure(ConnectionDone()))
+    assert not surface.clock.getDelayedCalls()
+    assert len(surface.recorder.finished) == 16
+
+
+def test_a_drain_waits_for_the_requests_of_the_next_turn(surface: Surface) -> None:
+    client = surface.connect2()
+    head = [(":method", "GET"), (":path", "/health/live"), (":scheme", "https"), (":authority", "x")]
+    for stream in range(1, 41, 2):
+        client.h2.send_headers(stream, head, end_stream=True)
+    client.exchange()
+    surface.connections.drain()
+    assert client.transport.value()[9:13] == (39).to_bytes(4, "big"), "the last stream that is taken"
+    assert not client.transport.disconnecting
+    surface.clock.advance(0)
+    assert client.transport.disconnecting
+    assert surface.recorder.finished == [("/health/live", "GET", 200)] * 20
+
+
+def test_streams_take_turns_where_the_transport_is_slow(surface: Surface) -> None:
+    surface.pipeline.answer = lambda: succeed(replace(COMPLETION, text="x" * 40_000))
+    client = surface.connect2()
+    client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 10**6})
+    client.h2.increment_flow_control_window(10**6)
+    client.exchange()
+    client.transport.full_at = 30_000
+    streams = [client.request("POST", "/event", HEADERS, BODY) for _ in range(3)]
+    for _ in range(3):
+        client.connection.resumeProducing()
+        client.exchange()
+    assert all(client.response(stream)[2] for stream in streams)
 
 
 def test_a_caller_who_does_not_read_is_cut_off(surface: Surface) -> None:
     surface.pipeline.answer = lambda: succeed(replace(COMPLETION, text="x" * 200_000))
     client = surface.connect2()
     client.request("POST", "/event", HEADERS, BODY)
-    surface.clock.advance(76)
+    surface.clock.advance(31)
     surface.connections._check_deadlines()
     client.exchange()
     assert any(isinstance(event, h2.events.StreamReset) for event in client.events)

@@ -1,0 +1,318 @@
+"""Events between callers and slots: admission, a fair queue, and cooperative workers that take from it."""
+
+from math import floor
+
+from msgspec import Struct
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from ai_ticket.errors import DeadlineExceeded, DomainError, InternalError, Overloaded, ShuttingDown
+from ai_ticket.event import Completion
+from ai_ticket.interfaces import Backend, Client, Job, PipelineRecorder
+from ai_ticket.pipeline.batches import Batch, Batches
+from ai_ticket.pipeline.forecast import Forecast
+from ai_ticket.pipeline.queue import FairQueue
+from ai_ticket.pipeline.workers import Workers
+
+LEAST_CONCURRENCY = 8
+"""Of a pipeline that is told nothing else."""
+PATIENCE_SECONDS = 0.5
+"""How long after an event's deadline the backend may take to say so."""
+
+
+class _Passage(Struct, eq=False):
+    """A job's way through the pipeline. It waits for its turn; then it belongs to a batch, and generates.
+
+    `turn` fires with the deadline. `error` is what it is to fail with, where we have cancelled it ourselves.
+    """
+
+    job: Job
+    turn: Deferred[float]
+    ended: Deferred[None]
+    timer: IDelayedCall | None = None
+    batch: Batch | None = None
+    generating: Deferred[Completion] | None = None
+    error: DomainError | None = None
+
+
+class FairPipeline(Service):
+    """Gives the backend no more events at a time than it has slots; the others wait for their fair turn.
+
+    The number of slots is read anew whenever an event comes or ends; `look_again` is for when nothing happens.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        clock: IReactorTime,
+        recorder: PipelineRecorder,
+        max_concurrency: int | None,
+        queue_limit: int,
+        batch_size: int,
+        batch_linger: float,
+    ):
+        """@param max_concurrency: as for `set_max_concurrency`.
+
+        @param queue_limit: events that may wait, those of batches not counted.
+        @param batch_size: events that are taken from the queue together, at the most.
+        @param batch_linger: how many seconds to wait for so many; 0: take what there is.
+        """
+        self._backend = backend
+        self._clock = clock
+        self._recorder = recorder
+        self._max_concurrency = max_concurrency
+        self._queue_limit = queue_limit
+        self._queue = FairQueue()
+        self._forecast = Forecast()
+        self._waiting: dict[Job, _Passage] = {}
+        self._running: dict[Job, _Passage] = {}  # in the order in which they began
+        self._workers = Workers(clock, self._begin)
+        self._batches = Batches(clock, batch_size, batch_linger, self._call_worker)
+        self._slots = 1  # that may be used, as it was last read
+        self._stopped = False
+
+    @property
+    def depth(self) -> int:
+        """Events that wait, those of batches included."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Events at the model server."""
+        return len(self._running)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Events under way at a time, at the most."""
+        return self._max_concurrency or max(LEAST_CONCURRENCY, self._backend.state.slots)
+
+    def set_max_concurrency(self, count: int | None) -> None:
+        """Have so many events under way at a time, at the most; None: the larger of 8 and the backend's slots.
+
+        More begin at once; where there are too many, what is under way ends first.
+        """
+        self._max_concurrency = count
+        self.look_again()
+
+    def look_again(self) -> None:
+        """The backend may have more slots than it had."""
+        self._read_slots()
+        self._call_worker()
+
+    def position(self, job: Job) -> int | None:
+        """Which place in the queue it has, 1 being the next; None once it has begun."""
+        return self._queue.position(job) if job in self._waiting else None
+
+    def check_room(self, client: Client, deadline: float) -> None:
+        """Whether an event of this client, submitted now, would be taken in.
+
+        @raise DomainError: what `submit` would raise.
+        """
+        self._admit(client, deadline)
+
+    async def submit(self, job: Job) -> Completion:
+        """Wait for a slot and generate; cancelling leaves the queue, or stops the generation.
+
+        @raise DomainError: `Overloaded`, `DeadlineExceeded`, `ShuttingDown`, or what the backend raises.
+        """
+        outcome = "cancelled"
+        try:
+            passage = self._enter(job)
+            completion = await self._generate(passage, await passage.turn)
+            outcome = "ok"
+            return completion
+        except DomainError as error:
+            outcome = error.code
+            raise
+        except CancelledError:
+            raise
+        except Exception:
+            outcome = InternalError.code
+            raise
+        finally:
+            self._recorder.event_ended(outcome, self._end(job, outcome))
+
+    def stop(self) -> None:
+        """Cancel what waits and what is under way, and take in nothing more."""
+        self._stopped = True
+        while self._waiting:
+            self._fail(next(iter(self._waiting.values())), ShuttingDown())
+        for passage in list(self._running.values()):
+            self._fail(passage, ShuttingDown())
+        self._workers.stop()
+
+    def stopService(self) -> None:
+        """Stop."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        self.stop()
+
+    # Admission.
+
+    def _admit(self, client: Client, deadline: float) -> Job | None:
+        """Whether there is room for another interactive event; if need be in place of the one that is returned."""
+        if self._stopped:
+            raise ShuttingDown
+        left = deadline - self._clock.seconds()
+        if left <= 0:
+            raise DeadlineExceeded
+        self._read_slots()
+        waiting = len(self._queue)
+        # To find its place takes a while; where even the last one is reached in time, there is no need to.
+        if self._forecast.measured and self._wait(waiting + 1) > left:
+            wait = self._wait(self._queue.place_for(client))
+            if wait > left:
+                raise Overloaded(
+                    f"its turn would come in about {wait:.0f} s, after its deadline", retry_after=_past(wait - left)
+                )
+        # Those that begin at once do not wait, though they pass through the queue.
+        interactive = self._queue.interactive
+        free = self._free() - (waiting - interactive)
+        if interactive < self._queue_limit + max(0, free):
+            return None
+        displaced = self._queue.displaced_by(client)
+        if displaced is None:
+            wait = self._wait(self._queue.place_for(client))
+            raise Overloaded(f"{interactive} events are waiting", retry_after=_past(wait))
+        return displaced
+
+    def _enter(self, job: Job) -> _Passage:
+        """Let a job into the queue, or refuse it."""
+        now = job.queued_at = self._clock.seconds()
+        passage = _Passage(job, Deferred(lambda _: self._leave(job)), Deferred())
+        displaced = None
+        if not job.batch:
+            if job.deadline is None:
+                job.deadline = now + job.timeout
+            displaced = self._admit(job.client, job.deadline)
+            passage.timer = self._clock.callLater(job.deadline - now, self._deadline_reached, passage)
+        elif self._stopped:
+            raise ShuttingDown
+        self._waiting[job] = passage
+        self._queue.push(job)
+        if displaced is not None:
+            retry_after = _past(self._wait(self._queue.position(displaced)))
+            error = Overloaded("displaced by an event of a client that has fewer waiting", retry_after=retry_after)
+            self._fail(self._waiting[displaced], error)
+        self._call_worker()
+        return passage
+
+    def _wait(self, place: int) -> float:
+        return self._forecast.wait(place, self._slots, self._running, self._clock.seconds())
+
+    # The workers: one for each event under way.
+
+    def _read_slots(self) -> None:
+        slots = self._backend.state.slots
+        self._slots = max(1, slots if self._max_concurrency is None else min(slots, self._max_concurrency))
+
+    def _free(self) -> int:
+        """How many more events may begin; none, or less, where slots were lost."""
+        return self._slots - len(self._running)
+
+    def _call_worker(self) -> None:
+        """See to it that a worker comes for what waits, if there may be one more and none is coming already.
+
+        One is enough: whoever takes something calls the next.
+        """
+        if (
+            self._queue
+            and len(self._workers) <= len(self._running) < self._slots
+            and not self._stopped
+            and self._batches.ripe(len(self._queue), self._free())
+        ):
+            self._workers.call()
+
+    def _begin(self) -> Deferred[None] | None:
+        """Begin the next event, for a worker, who may be one too many.
+
+        @return: fires when the event has ended.
+        """
+        self._read_slots()
+        waiting, free = len(self._queue), self._free()
+        if not waiting or len(self._workers) > self._slots or not self._batches.ripe(waiting, free):
+            return None
+        batch = self._batches.take(waiting, free)
+        job = self._queue.pop()
+        passage = self._running[job] = self._waiting.pop(job)
+        passage.batch = batch
+        if not self._queue:
+            self._batches.close()
+        now = job.began_at = self._clock.seconds()
+        if job.batch or job.deadline is None:
+            job.deadline = now + job.timeout
+            passage.timer = self._clock.callLater(job.timeout, self._deadline_reached, passage)
+        self._call_worker()
+        passage.turn.callback(job.deadline)
+        return passage.ended
+
+    # An event's way.
+
+    async def _generate(self, passage: _Passage, deadline: float) -> Completion:
+        job = passage.job
+        self._recorder.event_began(job.queue_seconds(self._clock.seconds()))
+        passage.generating = Deferred.fromCoroutine(self._backend.complete(job.event, deadline, job.sink))
+        try:
+            return await passage.generating
+        except CancelledError:
+            if passage.error is not None:
+                raise passage.error
+            raise
+
+    def _deadline_reached(self, passage: _Passage) -> None:
+        """The backend keeps the deadline itself, and knows best what to say of it; but it may take too long."""
+        if passage.batch is None:
+            self._fail(passage, DeadlineExceeded("its turn did not come in time"))
+        else:
+            passage.timer = self._clock.callLater(PATIENCE_SECONDS, self._fail, passage, DeadlineExceeded())
+
+    def _fail(self, passage: _Passage, error: DomainError) -> None:
+        """End a job, whether it waits or is under way."""
+        if passage.batch is None:
+            self._leave(passage.job)
+            passage.turn.errback(error)
+        elif passage.generating is not None:
+            passage.error = error
+            passage.generating.cancel()
+
+    def _leave(self, job: Job) -> None:
+        """A job leaves the queue before its turn."""
+        self._queue.remove(job)
+        _cancel(self._waiting.pop(job).timer)
+        if not self._queue:
+            self._batches.close()
+
+    def _end(self, job: Job, outcome: str) -> float | None:
+        """A job has ended. Its worker goes on, at the reactor's next turn.
+
+        @return: how many seconds it was under way, if it was.
+        """
+        passage = self._running.pop(job, None)
+        if passage is None:
+            return None
+        passage.ended.callback(None)
+        _cancel(passage.timer)
+        now = job.ended_at = self._clock.seconds()
+        seconds = job.backend_seconds(now)
+        if outcome == "ok":
+            self._forecast.succeeded(seconds)
+        elif outcome == DeadlineExceeded.code:
+            self._forecast.cut(seconds)
+        batch = passage.batch
+        if batch is not None:
+            batch.under_way -= 1
+            if not batch.under_way:
+                batch.room = 0
+                self._recorder.batch_ended(batch.size, now - batch.began_at)
+        return seconds
+
+
+def _cancel(timer: IDelayedCall | None) -> None:
+    if timer is not None and timer.active():
+        timer.cancel()
+
+
+def _past(seconds: float) -> float:
+    """The next whole second, for a caller who is to come back then."""
+    return floor(seconds) + 1.0

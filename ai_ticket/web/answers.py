@@ -1,0 +1,28 @@
+"""What a caller gets of an event that was answered."""
+
+from typing import Any
+
+import msgspec
+
+from ai_ticket.event import Completion, Event
+from ai_ticket.interfaces import Job
+
+
+def answer_fields(completion: Completion, event: Event, request_id: str) -> dict[str, Any]:
+    """The fields of the answer (contract, "The answer")."""
+    answer: dict[str, Any] = {
+        "completion": completion.text,
+        "finish_reason": completion.finish_reason,
+        "model": completion.model,
+        "usage": msgspec.to_builtins(completion.usage),
+        "request_id": request_id,
+    }
+    if event.metadata is not None:
+        answer["metadata"] = event.metadata
+    return answer
+
+
+def server_timing(job: Job, now: float) -> tuple[bytes, bytes]:
+    """The header that says where the time went, in milliseconds (W3C Server Timing)."""
+    waited, generated = job.queue_seconds(now) * 1000, job.backend_seconds(now) * 1000
+    return b"server-timing", b"queue;dur=%.1f, backend;dur=%.1f" % (waited, generated)

@@ -1,0 +1,108 @@
+"""What comes in to `POST /events`: the elements of a JSON array, or lines of NDJSON as they arrive."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cache
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from ai_ticket import strictjson
+from ai_ticket.errors import DomainError, InvalidInputFormat, InvalidRequest
+from ai_ticket.strictjson import JSONError
+from ai_ticket.web.faults import PayloadTooLarge
+
+
+class Element(Struct, frozen=True):
+    """The JSON text of one event of a batch, or what is wrong with it already.
+
+    `marked`: lone surrogates in it have been replaced (see `strictjson.mark_lone_surrogates`).
+    """
+
+    text: bytes | DomainError
+    marked: bool = False
+
+
+def array_elements(body: bytes, most: int) -> list[Element]:
+    """The elements of a JSON array, each unread.
+
+    @raise InvalidRequest: it is not JSON. @raise InvalidInputFormat: it is not an array.
+    @raise PayloadTooLarge: it has more than `most` elements.
+    """
+    try:
+        if strictjson.too_deep(body):
+            raise JSONError("nested too deep")
+        try:
+            return _split(body, most, marked=False)
+        except JSONError:
+            marked = strictjson.mark_lone_surrogates(body)
+            if marked == body:
+                raise
+            return _split(marked, most, marked=True)
+    except JSONError as error:
+        raise InvalidRequest(str(error), message="The body is not valid JSON.")
+
+
+def _split(body: bytes, most: int, *, marked: bool) -> list[Element]:
+    try:
+        found = strictjson.decode(body, _array_type(most))
+    except msgspec.ValidationError:
+        if not body.lstrip(b" \t\r\n").startswith(b"["):
+            strictjson.decode(body, Raw)
+            raise InvalidInputFormat(message="The body must be a JSON array of events.")
+        raise PayloadTooLarge(f"more than {most} events in the array")
+    return [Element(bytes(text), marked) for text in msgspec.structs.astuple(found) if text is not UNSET]
+
+
+@cache
+def _array_type(most: int) -> Any:
+    """An array of up to so many values. As a list, msgspec would build all of `[0,0,0,...]` before it counts."""
+    fields = [(f"element_{number}", Raw | UnsetType, UNSET) for number in range(most)]
+    return msgspec.defstruct("Array", fields, array_like=True, forbid_unknown_fields=True)
+
+
+class LineSplitter:
+    """Cuts what comes into lines, of which none is kept that is longer than `most` bytes."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._rest = bytearray()
+        self._too_long = False
+
+    def feed(self, data: bytes) -> Iterator[Element]:
+        """The lines that are complete with this; blank ones are none."""
+        first, *lines = data.split(b"\n")
+        self._rest += first
+        for line in lines:
+            yield from self._line()
+            self._rest += line
+        if len(self._rest) > self._most:
+            self._too_long = True
+            self._rest.clear()
+
+    def end(self) -> Iterator[Element]:
+        """The last line, which may lack its end."""
+        yield from self._line()
+
+    def _line(self) -> Iterator[Element]:
+        too_long = self._too_long or len(self._rest) > self._most
+        line = bytes(self._rest.strip(b" \t\r"))
+        self._rest.clear()
+        self._too_long = False
+        if too_long:
+            yield Element(PayloadTooLarge(f"the line is larger than {self._most} bytes"))
+        elif line:
+            yield Element(line)
+
+
+async def lines(
+    read_some: Callable[[], Awaitable[bytes]], progress: Callable[[], None], most: int
+) -> AsyncIterator[Element]:
+    """The lines of a body as it comes. `progress` is called whenever one is complete."""
+    splitter = LineSplitter(most)
+    while data := await read_some():
+        for element in splitter.feed(data):
+            progress()
+            yield element
+    for element in splitter.end():
+        yield element

@@ -1,0 +1,46 @@
+"""What a connection, the HTTP version spoken on it, and those who answer requests know of each other."""
+
+from typing import Protocol
+
+from ai_ticket.web.request import HeaderList, Request
+
+
+class Codec(Protocol):
+    """One HTTP version on one connection."""
+
+    deadline: float | None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes have come."""
+
+    def lost(self) -> None:
+        """The connection is gone."""
+
+    def check_deadlines(self, now: float) -> None:
+        """End what has taken too long."""
+
+    def drain(self) -> None:
+        """Close when idle, and tell the peer that this connection takes no new requests."""
+
+    def advance(self) -> None:
+        """Requests may begin again (see `Connection.may_begin`)."""
+
+    def slow_down(self) -> None:
+        """The transport holds enough: no more should be written."""
+
+    def speed_up(self) -> None:
+        """The transport has room again."""
+
+
+class Listener(Protocol):
+    """What takes the requests that come in on connections."""
+
+    def received(self, request: Request) -> None:
+        """A request's head is complete."""
+
+    def refuse(self, status: int) -> tuple[HeaderList, bytes]:
+        """Headers and body of the answer to what could not be read as a request."""
