@@ -1,7 +1,8 @@
 """Where log lines go: a stream that is never waited for, and what to do while its reader does not read.
 
-A thread that writes would cost each line two switches between threads. Asking the kernel to take a line or refuse it
-costs nothing beyond the write itself, so lines are written where they arise; only those that were refused wait here.
+A thread that writes costs a line as much as it saves, and its lines lag behind: it waits for the interpreter's lock
+whenever the reactor is busy. Asking the kernel to take a line or refuse it costs nothing beyond the write itself, so
+lines are written where they arise; only those that were refused wait here.
 """
 
 import os

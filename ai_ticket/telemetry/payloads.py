@@ -15,10 +15,14 @@ UTF-8 text is not shown.
 import codecs
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+
+from ai_ticket.errors import DomainError, InternalError
 
 LONGEST = 4096
 """Characters of a payload that are logged."""
@@ -96,6 +100,22 @@ class PayloadSampler:
     def a_minute(self, count: int) -> None:
         self._a_minute = count
         self._taken = deque(self._taken, maxlen=count)
+
+    @contextmanager
+    def sampling(self, request_id: str, route: str, body: bytes) -> Iterator[None]:
+        """Sample the payload of what is done within, with its outcome: `ok`, `cancelled`, or an error's code."""
+        outcome = InternalError.code
+        try:
+            yield
+            outcome = "ok"
+        except CancelledError:
+            outcome = "cancelled"
+            raise
+        except DomainError as error:
+            outcome = error.code
+            raise
+        finally:
+            self.sample(request_id, route, body, outcome)
 
     def sample(self, request_id: str, route: str, body: bytes, outcome: str) -> None:
         """Log the payload of a request if it is its turn.
