@@ -186,8 +186,13 @@ class Recorder(Protocol):
     def request_started(self) -> None:
         """A request's head has come."""
 
-    def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
-        """A request was answered, or its caller left (status 499)."""
+    def request_finished(
+        self, route: str, method: str, status: int, seconds: float, trace_id: str | None = None
+    ) -> None:
+        """A request was answered, or its caller left (status 499). `trace_id` is of its trace, if that is recorded."""
+
+    def overhead(self, route: str, seconds: float) -> None:
+        """What of that time we took ourselves."""
 
     def authentication_failed(self, reason: str) -> None:
         """A request had no token (`missing`) or a wrong one (`invalid`)."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 from twisted.application.internet import TimerService
@@ -36,9 +37,10 @@ from ai_ticket.service import AITicket, Endpoint
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.backend_metrics import BackendMetrics, watch_backends
 from ai_ticket.telemetry.logs import Logs
-from ai_ticket.telemetry.metrics import CONTENT_TYPE, Metrics
+from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
+from ai_ticket.telemetry.tracing_setup import make_tracing
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator, TokenFile
 from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
@@ -104,6 +106,14 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         token_file = TokenFile(os.path.abspath(settings.ai_ticket_auth_token_file), authenticator)
         token_file.load()
 
+    tracing = make_tracing(
+        settings,
+        clock=reactor,
+        call_in_reactor=reactor.callFromThread,
+        random=random,
+        instance_id=str(uuid4()),
+    )
+    metrics.watch("tracing_dropped_spans", "Spans that ended and were not exported.", lambda: tracing.dropped)
     pool, children = _make_pool(settings, reactor, random, registry)
     timeouts = Timeouts(
         header=settings.header_timeout_seconds,
@@ -113,7 +123,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     )
     callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
-    metrics_routes = [metrics_route(metrics.render, CONTENT_TYPE)]
+    metrics_routes = [metrics_route(metrics.render)]
     pipeline = _make_pipeline(settings, reactor, pool, registry)
     limiter, limiting = _make_limiter(settings, reactor, metrics)
     gate = Gate(
@@ -138,6 +148,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
             routes,
             clock=reactor,
             recorder=metrics,
+            tracer=tracing.tracer,
             new_request_id=lambda: secrets.token_hex(16),
             hsts_seconds=settings.hsts_seconds,
         )
@@ -183,7 +194,11 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         grace=settings.shutdown_grace_seconds,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
     )
-    for child in (pipeline, *limiting, _forgetting(invalid_tokens, reactor), *children):
+    metrics.watch("server_connections", "Open connections of callers.", lambda: len(callers))
+    metrics.watch("server_streams", "Answers in pieces under way.", lambda: site.streams)
+    metrics.watch("tls_certificate_expiry_timestamp_seconds", "When the certificate expires.", lambda: tls.expires)
+    # Tracing comes last: it is what the others tell of their end.
+    for child in (pipeline, *limiting, _forgetting(invalid_tokens, reactor), *children, tracing):
         child.setServiceParent(service)
     return service
 
@@ -203,7 +218,11 @@ def _make_limiter(settings: Settings, reactor: Any, metrics: Metrics) -> tuple[L
 
     redis = RedisLimiter(reactor, parse_redis_url(settings.redis_url), limit=limit, window=window)
     fallback = FallbackLimiter(redis, memory, reactor)
-    metrics.watch_redis(lambda: fallback.available)
+    metrics.watch(
+        "rate_limit_redis_up",
+        "1 while calls are counted in Redis, 0 while in the memory of this process.",
+        lambda: fallback.available,
+    )
     return fallback, [fallback, forgetting]
 
 

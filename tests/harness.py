@@ -42,14 +42,20 @@ class Recorded:
     in_flight: int = 0
     finished: list[tuple[str, str, int]] = field(default_factory=list)
     auth_failures: list[str] = field(default_factory=list)
+    overheads: list[tuple[str, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
     def request_started(self) -> None:
         self.in_flight += 1
 
-    def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
+    def request_finished(
+        self, route: str, method: str, status: int, seconds: float, trace_id: str | None = None
+    ) -> None:
         self.in_flight -= 1
         self.finished.append((route, method, status))
+
+    def overhead(self, route: str, seconds: float) -> None:
+        self.overheads.append((route, seconds))
 
     def authentication_failed(self, reason: str) -> None:
         self.auth_failures.append(reason)

@@ -13,6 +13,7 @@ from harness import (
     make_connections,
     parse_responses,
 )
+from memory_tracer import MemoryTracer
 from twisted.internet.task import Clock
 
 from ai_ticket.event import EventLimits
@@ -37,6 +38,7 @@ class Surface:
     pipeline: MemoryPipeline
     limiter: ScriptedLimiter
     recorder: Recorded
+    tracer: MemoryTracer
     backends: list[BackendState]
     draining: bool = False
 
@@ -57,6 +59,7 @@ def make_surface() -> Surface:
     clock = Clock()
     recorder = Recorded()
     pipeline = MemoryPipeline()
+    tracer = MemoryTracer(clock)
     ids = iter(range(10**6))
     backends = [BackendState(name="a:1", up=True, slots=1, model="m")]
     authenticator = Authenticator(
@@ -80,11 +83,12 @@ def make_surface() -> Surface:
     )
     health = HealthRoutes(lambda: backends, lambda: found.draining)
     site = Site(
-        [*events.routes(), *health.routes(), metrics_route(lambda: b"x 1\n", "text/plain; version=0.0.4")],
+        [*events.routes(), *health.routes(), metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4"))],
         clock=clock,
         recorder=recorder,
+        tracer=tracer,
         new_request_id=lambda: f"id{next(ids)}",
         hsts_seconds=99,
     )
-    found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, backends)
+    found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, tracer, backends)
     return found

@@ -12,11 +12,12 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from ai_ticket import __version__
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+OVERHEAD_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _LABELS = ("route", "method", "status")
 
 
@@ -45,6 +46,14 @@ class Metrics:
             registry=registry,
             buckets=SECONDS,
         )
+        self._overheads = Histogram(
+            "server_overhead_seconds",
+            "Time that AI Ticket itself took of a request: less the wait for its body, its turn and the backend.",
+            ("route",),
+            namespace=namespace,
+            registry=registry,
+            buckets=OVERHEAD_SECONDS,
+        )
         self._in_flight = Gauge(
             "server_requests_in_flight", "Requests being answered.", namespace=namespace, registry=registry
         )
@@ -68,27 +77,28 @@ class Metrics:
         build.labels(__version__).set(1)
         ProcessCollector(registry=registry)
 
-    def watch_redis(self, available: Callable[[], bool]) -> None:
+    def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
         """Read this whenever the metrics are rendered."""
-        Gauge(
-            "rate_limit_redis_up",
-            "1 while calls are counted in Redis, 0 while in the memory of this process.",
-            namespace=self._namespace,
-            registry=self._registry,
-        ).set_function(available)
+        Gauge(name, what, namespace=self._namespace, registry=self._registry).set_function(value)
 
     def request_started(self) -> None:
         """A request's head has come."""
         self._in_flight.inc()
 
-    def request_finished(self, route: str, method: str, status: int, seconds: float) -> None:
+    def request_finished(
+        self, route: str, method: str, status: int, seconds: float, trace_id: str | None = None
+    ) -> None:
         """A request was answered, or its caller left."""
         labels = (route, method, str(status))
         self._in_flight.dec()
         self._requests.labels(*labels).inc()
-        self._durations.labels(*labels).observe(seconds)
+        self._durations.labels(*labels).observe(seconds, None if trace_id is None else {"trace_id": trace_id})
         if status >= 500:
             self._failures.labels(*labels).inc()
+
+    def overhead(self, route: str, seconds: float) -> None:
+        """What of a request's time we took ourselves."""
+        self._overheads.labels(route).observe(seconds)
 
     def authentication_failed(self, reason: str) -> None:
         """A request had no valid token."""
@@ -98,6 +108,9 @@ class Metrics:
         """A request was refused because its client has sent too many."""
         self._rate_limited[reason].inc()
 
-    def render(self) -> bytes:
-        """All families in the Prometheus text format."""
-        return generate_latest(self._registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All families, and the type of the text: OpenMetrics, with exemplars, for who accepts it."""
+        if "application/openmetrics-text" in accept:
+            text: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4

@@ -83,7 +83,7 @@ def make_resource(settings: Settings, instance_id: str) -> dict[str, str]:
         "service.version": __version__,
         "service.instance.id": instance_id,
         "telemetry.sdk.language": "python",
-        "telemetry.sdk.name": "opentelemetry",
+        "telemetry.sdk.name": "ai-ticket",
     }
     found = ours | parse_pairs(settings.otel_resource_attributes or "")
     if settings.otel_service_name != DEFAULTS.otel_service_name:

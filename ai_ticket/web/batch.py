@@ -97,9 +97,10 @@ class Batch:
                 event.cancel()
             self._request.abort()
             raise
+        self._request.facts["events"] = self._begun
         self._request.write(self._output.end())
         self._request.finish()
-        return Streamed(200, None if error is None else error.code)
+        return Streamed(200, error)
 
     async def _begin_all(self, elements: AsyncIterator[Element]) -> None:
         read = 0
@@ -155,7 +156,7 @@ class Batch:
         event = parse_event(element.text, self._rules.limits, marked=element.marked)
         if event.stream:
             raise InvalidParameter("stream must be false or absent in a batch")
-        job = Job(event=event, client=self._client, timeout=self._rules.timeout, batch=True)
+        job = Job(event=event, client=self._client, timeout=self._rules.timeout, batch=True, span=self._request.span)
         completion = await self._pipeline.submit(job)
         return {"status": 200, **answer_fields(completion, event, self._request.id)}
 

@@ -51,6 +51,9 @@ class Gate:
         @raise ShuttingDown: the service takes no more events.
         """
         client = await self._authenticator.authenticate(request)
+        if client.name is not None:
+            request.facts["client"] = client.name
+            request.span.set({"ai_ticket.client": client.name})
         if self.draining:
             raise self.shutting_down()
         return client

@@ -11,6 +11,7 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
+from ai_ticket.spans import NO_SPAN, Span
 from ai_ticket.web.body import Body, BodySource
 
 HeaderList = list[tuple[bytes, bytes]]
@@ -51,6 +52,9 @@ class Request:
     sent, without the query. `arrived` is the clock's time when the head was complete. `id`, and `common_headers` that
     the answer has whatever it is, are the site's to set.
 
+    `span` is its operation in a trace. `facts` are what its handler found out that the log is to tell; `elsewhere` is
+    how many seconds it has waited for its body, its turn and the backend, if it came so far.
+
     `lost`: the caller is gone, or was cut off. `last`: its connection (HTTP/1 only) takes no further request.
     `responded`: the answer was begun. `streaming`: it was begun, and is neither complete nor cut.
     """
@@ -61,6 +65,8 @@ class Request:
         "arrived",
         "body",
         "common_headers",
+        "elsewhere",
+        "facts",
         "headers",
         "id",
         "last",
@@ -70,6 +76,7 @@ class Request:
         "peer",
         "responded",
         "secure",
+        "span",
         "streaming",
         "version",
     )
@@ -96,6 +103,9 @@ class Request:
         self.arrived = arrived
         self.id = ""
         self.common_headers: HeaderList = []
+        self.span: Span = NO_SPAN
+        self.facts: dict[str, object] = {}
+        self.elsewhere: float | None = None
         self.responded = False
         self.streaming = False
         self.body = Body(exchange, headers)

@@ -7,9 +7,11 @@ import msgspec
 from msgspec import Struct
 from twisted.internet.interfaces import IReactorTime
 
-from ai_ticket.event import EventLimits, parse_event
+from ai_ticket.errors import DomainError
+from ai_ticket.event import Completion, Event, EventLimits, parse_event
 from ai_ticket.interfaces import BackendState, Job, Pipeline
-from ai_ticket.web.answers import answer_fields, server_timing
+from ai_ticket.spans import Span
+from ai_ticket.web.answers import answer_fields, facts, server_timing
 from ai_ticket.web.batch import Batch, BatchRules
 from ai_ticket.web.batch_input import Element, array_elements, lines
 from ai_ticket.web.batch_output import ArrayOutput, LinesOutput
@@ -53,7 +55,10 @@ class EventRoutes:
 
     def routes(self) -> list[Route]:
         """The table."""
-        return [Route("/event", {"POST": self.post_event}), Route("/events", {"POST": self.post_events})]
+        return [
+            Route("/event", {"POST": self.post_event}, traced=True),
+            Route("/events", {"POST": self.post_events}, traced=True),
+        ]
 
     async def post_event(self, request: Request) -> Response | Streamed:
         """One event in, one completion out, whole or in pieces. What the head tells is refused before the body."""
@@ -62,17 +67,29 @@ class EventRoutes:
         _require_size(request, self._bodies.event)
         deadline = request.arrived + self._request_timeout
         self._pipeline.check_room(client, deadline)
+        begun = self._clock.seconds()
         body = await request.read_body(self._bodies.event)
+        waited = self._clock.seconds() - begun
         event = parse_event(body, self._limits)
-        job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline)
+        _describe(request.span, event)
+        job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline, span=request.span)
+        outcome: Completion | DomainError | None = None
         try:
             if event.stream:
-                return await EventStream(request, self._clock, job, self._pipeline).answer()
-            completion = await self._pipeline.submit(job)
+                streamed = await EventStream(request, self._clock, job, self._pipeline).answer()
+                outcome = streamed.outcome
+                return streamed
+            outcome = await self._pipeline.submit(job)
+        except DomainError as error:
+            outcome = error
+            raise
         finally:
+            now = self._clock.seconds()
+            request.elsewhere = waited + job.queue_seconds(now) + job.backend_seconds(now)
+            request.facts |= facts(job, outcome, now)
             if not request.responded:
-                request.common_headers.append(server_timing(job, self._clock.seconds()))
-        return json_response(answer_fields(completion, event, request.id))
+                request.common_headers.append(server_timing(job, now))
+        return json_response(answer_fields(outcome, event, request.id))
 
     async def post_events(self, request: Request) -> Response | Streamed:
         """Many events in, a result for each out. Each counts and waits by itself; only what is no batch is refused."""
@@ -92,6 +109,11 @@ class EventRoutes:
             return await batch.answer(lines(request.read_some, request.renew_body_time, self._bodies.event), None)
         elements = array_elements(await request.read_body(self._bodies.batch), self._bodies.batch_events)
         return await batch.answer(_each(elements), len(elements))
+
+
+def _describe(span: Span, event: Event) -> None:
+    if span.recording and event.metadata is not None:
+        span.set({f"ai_ticket.metadata.{name}": value for name, value in event.metadata.items()})
 
 
 async def _each(elements: list[Element]) -> AsyncIterator[Element]:
@@ -166,10 +188,11 @@ def _public(state: BackendState) -> dict[str, Any]:
     }
 
 
-def metrics_route(render: Callable[[], bytes], content_type: str) -> Route:
-    """`/metrics` in the Prometheus text format."""
+def metrics_route(render: Callable[[str], tuple[bytes, str]]) -> Route:
+    """`/metrics`. `render` gives the text and its type for an Accept header."""
 
     async def get_metrics(request: Request) -> Response:
-        return Response(200, render(), content_type.encode())
+        text, content_type = render(request.headers.get(b"accept", b"").decode("latin-1"))
+        return Response(200, text, content_type.encode())
 
     return Route("/metrics", {"GET": get_metrics})

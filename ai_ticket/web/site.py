@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
+from ai_ticket.spans import Span, Tracer
 from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body, error_headers, status_of
 from ai_ticket.web.gate import DRAINING_RETRY_SECONDS
 from ai_ticket.web.request import HeaderList, Request, Response
@@ -29,10 +30,11 @@ Handler = Callable[[Request], Awaitable[Response | Streamed]]
 
 
 class Route(Struct, frozen=True):
-    """What a path does, by method. HEAD is answered wherever GET is."""
+    """What a path does, by method. HEAD is answered wherever GET is. What is `traced` has a span for each request."""
 
     path: str
     handlers: Mapping[str, Handler]
+    traced: bool = False
 
     @property
     def allowed(self) -> list[str]:
@@ -61,12 +63,14 @@ class Site:
         *,
         clock: IReactorTime,
         recorder: Recorder,
+        tracer: Tracer,
         new_request_id: Callable[[], str],
         hsts_seconds: int,
     ):
         self._routes = {route.path: route for route in routes}
         self._clock = clock
         self._recorder = recorder
+        self._tracer = tracer
         self._new_request_id = new_request_id
         self._headers: HeaderList = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
         self._secure_headers = list(self._headers)
@@ -78,6 +82,11 @@ class Site:
     def in_flight(self) -> int:
         """How many requests are being answered."""
         return len(self._in_flight)
+
+    @property
+    def streams(self) -> int:
+        """How many of them are being answered in pieces."""
+        return sum(request.streaming for request in self._in_flight)
 
     def cut(self) -> None:
         """Give up what is being answered: the callers are told that the service is shutting down."""
@@ -113,33 +122,73 @@ class Site:
 
     async def _answer(self, request: Request) -> None:
         route = self._routes.get(request.path)
-        response: Response | Streamed
+        if route is not None and route.traced:
+            request.span = self._begin_span(request, route)
+        failed: DomainError | None = None
+        response: Response | Streamed | None = None
         try:
             if route is None:
                 raise NotFound
             response = await route.handler(request.method)(request)
         except DomainError as error:
-            response = error_response(error, request)
+            failed = error
         except CancelledError:  # by `cut`, or because the caller is gone
-            response = error_response(ShuttingDown(retry_after=DRAINING_RETRY_SECONDS), request)
+            failed = ShuttingDown(retry_after=DRAINING_RETRY_SECONDS)
         except Exception:
-            self._log.failure("a request failed", request_id=request.id)
-            response = error_response(InternalError(), request)
+            self._log.failure("a request failed", request_id=request.id, trace_id=request.span.trace_id)
+            failed = InternalError()
         if request.lost:
             self._finished(request, route, CLIENT_CLOSED_REQUEST)
-            return
-        if isinstance(response, Response):
-            request.respond(response)
-            self._finished(request, route, response.status)
-        else:
+        elif isinstance(response, Streamed):
             self._finished(request, route, response.status, response.error)
+        else:
+            if response is None:
+                response = error_response(failed or InternalError(), request)
+            request.respond(response)
+            self._finished(request, route, response.status, None if failed is None else failed.code)
+
+    def _begin_span(self, request: Request, route: Route) -> Span:
+        span = self._tracer.start(
+            f"{_method(request)} {route.path}",
+            kind="server",
+            traceparent=request.headers.get(b"traceparent"),
+            tracestate=request.headers.get(b"tracestate"),
+            at=request.arrived,
+        )
+        if span.recording:
+            span.set(
+                {
+                    "http.request.method": _method(request),
+                    "http.route": route.path,
+                    "url.scheme": "https" if request.secure else "http",
+                    "network.protocol.version": request.version,
+                    "ai_ticket.request_id": request.id,
+                }
+            )
+        return span
+
+    def _end_span(self, span: Span, status: int, error: str | None) -> None:
+        span.set({"http.response.status_code": status})
+        if error is not None or status >= 500:
+            span.fail(error or str(status))
+        span.end()
 
     def _finished(self, request: Request, route: Route | None, status: int, error: str | None = None) -> None:
         self._in_flight.pop(request, None)
         name = route.path if route is not None else UNMATCHED
-        method = request.method if request.method in _METHODS else "other"
+        method = _method(request)
         seconds = self._clock.seconds() - request.arrived
-        self._recorder.request_finished(name, method, status, seconds)
+        self._recorder.request_finished(
+            name, method, status, seconds, request.span.trace_id if request.span.recording else None
+        )
+        if request.elsewhere is not None:
+            self._recorder.overhead(name, max(0.0, seconds - request.elsewhere))
+        facts = request.facts
+        if error is not None:
+            facts["error"] = error
+        if request.span.trace_id is not None:
+            facts |= {"trace_id": request.span.trace_id, "span_id": request.span.span_id}
+            self._end_span(request.span, status, error)
         probe = status < 400 and (name == "/metrics" or name.startswith("/health"))
         self._log.emit(
             LogLevel.debug if probe else LogLevel.info,
@@ -151,7 +200,7 @@ class Site:
             request_id=request.id,
             peer=request.peer,
             http=request.version,
-            **({} if error is None else {"error": error}),
+            **facts,
         )
 
     def _failed(self, failure: Failure, request: Request) -> None:
@@ -159,6 +208,10 @@ class Site:
         if request in self._in_flight:
             self._finished(request, None, 500)
         self._log.failure("answering a request failed", failure, request_id=request.id)
+
+
+def _method(request: Request) -> str:
+    return request.method if request.method in _METHODS else "other"
 
 
 def json_response(value: object, status: int = 200) -> Response:

@@ -8,7 +8,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ai_ticket.errors import DomainError, InternalError, ShuttingDown
-from ai_ticket.event import FinishReason, Usage
+from ai_ticket.event import Completion, FinishReason, Usage
 from ai_ticket.interfaces import Job, Pipeline
 from ai_ticket.web.answers import server_timing
 from ai_ticket.web.faults import error_object
@@ -34,10 +34,15 @@ class _End(Struct, omit_defaults=True):
 
 
 class Streamed(Struct, frozen=True):
-    """What became of an answer in pieces, for the log: its status, and the code of the error that it ended with."""
+    """What became of an answer in pieces: its status, and the completion or the error that it ended with."""
 
     status: int
-    error: str | None = None
+    outcome: Completion | DomainError | None = None
+
+    @property
+    def error(self) -> str | None:
+        """The code of the error."""
+        return self.outcome.code if isinstance(self.outcome, DomainError) else None
 
 
 @implementer(IPushProducer)
@@ -95,7 +100,7 @@ class EventStream:
         )
         self._request.write(b"data: " + msgspec.json.encode(end) + b"\n\n")
         self._request.finish()
-        return Streamed(200)
+        return Streamed(200, completion)
 
     # The sink.
 
@@ -153,4 +158,4 @@ class EventStream:
             self._request.abort()
         else:
             self._request.finish()
-        return Streamed(200, error.code)
+        return Streamed(200, error)

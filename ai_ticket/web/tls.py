@@ -89,6 +89,12 @@ class TlsConnections:
     def __init__(self, context: SSL.Context):
         self.context = context
 
+    @property
+    def expires(self) -> float:
+        """When the certificate in force expires, in seconds since the epoch."""
+        certificate = SSL.Connection(self.context, None).get_certificate()
+        return 0.0 if certificate is None else certificate.to_cryptography().not_valid_after_utc.timestamp()
+
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """OpenSSL's side of a new connection."""
         return SSL.Connection(self.context, None)

@@ -1,13 +1,14 @@
 """Metrics of the HTTP surface."""
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from ai_ticket.telemetry.metrics import Metrics
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    families = text_string_to_metric_families(metrics.render().decode())
+    families = text_string_to_metric_families(metrics.render()[0].decode())
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
@@ -42,3 +43,32 @@ def test_two_of_them_do_not_clash() -> None:
     first, second = Metrics("ns", CollectorRegistry()), Metrics("ns", CollectorRegistry())
     first.authentication_failed("invalid")
     assert samples(second)["ns_server_auth_failures_total", (("reason", "invalid"),)] == 0
+
+
+def test_open_metrics_with_exemplars_for_who_accepts_it() -> None:
+    metrics = Metrics("ns", CollectorRegistry())
+    metrics.request_started()
+    metrics.request_finished("/event", "POST", 200, 1.5, "ab" * 16)
+    text, content_type = metrics.render("application/openmetrics-text;version=1.0.0;q=0.8,text/plain;q=0.5")
+    assert content_type.startswith("application/openmetrics-text")
+    assert text.endswith(b"# EOF\n")
+    families = openmetrics_families(text.decode())
+    [exemplar] = [s.exemplar for family in families for s in family.samples if s.exemplar is not None]
+    assert exemplar.labels == {"trace_id": "ab" * 16}
+    plain, content_type = metrics.render("*/*")
+    assert content_type.startswith("text/plain")
+    assert b"trace_id" not in plain
+
+
+def test_what_we_took_ourselves() -> None:
+    metrics = Metrics("ns", CollectorRegistry())
+    metrics.overhead("/event", 0.002)
+    assert samples(metrics)["ns_server_overhead_seconds_sum", (("route", "/event"),)] == 0.002
+
+
+def test_values_that_are_read_when_rendered() -> None:
+    metrics = Metrics("ns", CollectorRegistry())
+    values = iter([3.0, 4.0])
+    metrics.watch("server_connections", "Open connections.", lambda: next(values))
+    assert samples(metrics)["ns_server_connections", ()] == 3
+    assert samples(metrics)["ns_server_connections", ()] == 4

@@ -181,3 +181,47 @@ def test_metrics_and_paths(surface: Surface) -> None:
     assert (status, headers["allow"]) == (405, "GET, HEAD")
     assert surface.recorder.finished[-1] == ("/health", "POST", 405)
     assert ("unmatched", "GET", 404) in surface.recorder.finished
+
+
+def test_a_request_has_a_span(surface: Surface) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    body = b'{"content": "x", "metadata": {"ticket": "7"}}'
+    post(surface, body, headers=f"traceparent: {parent}\r\n".encode())
+    [span] = surface.tracer.ended
+    assert (span.name, span.kind, span.trace_id) == ("POST /event", "server", "0af7651916cd43dd8448eb211c80319c")
+    assert span.parent_id == "b7ad6b7169203331"
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["ai_ticket.metadata.ticket"] == "7"
+    assert span.attributes["ai_ticket.request_id"] == "id0"
+    assert surface.pipeline.jobs[0].span is span
+
+
+def test_a_failure_is_on_its_span(surface: Surface) -> None:
+    surface.pipeline.answer = lambda: fail(errors.ApiServerError("details"))
+    post(surface, b'{"content": "x"}')
+    [span] = surface.tracer.ended
+    assert (span.error, span.attributes["http.response.status_code"]) == ("api_server_error", 502)
+    assert "details" not in str(span.attributes)
+
+
+def test_probes_have_no_spans(surface: Surface) -> None:
+    surface.http1(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert surface.tracer.ended == []
+
+
+def test_our_own_share_of_the_time(surface: Surface) -> None:
+    """Neither what the caller takes to send the body, nor the wait, nor the backend counts."""
+
+    def slowly() -> Any:
+        job = surface.pipeline.jobs[-1]
+        job.queued_at, job.began_at, job.ended_at = 2.0, 5.0, 9.0
+        surface.clock.advance(7.5)
+        return succeed(COMPLETION)
+
+    surface.pipeline.answer = slowly
+    connection, _ = surface.connect()
+    connection.dataReceived(b"POST /event HTTP/1.1\r\nHost: x\r\n" + AUTH + b"Content-Type: application/json\r\n")
+    connection.dataReceived(b"Content-Length: 16\r\n\r\n")
+    surface.clock.advance(2)
+    connection.dataReceived(b'{"content": "x"}')
+    assert surface.recorder.overheads == [("/event", 0.5)]
