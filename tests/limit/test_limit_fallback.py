@@ -176,8 +176,12 @@ def test_stopping_leaves_nothing_behind(world: World, state: str) -> None:
     assert stopped == [None]
     assert world.redis.closings == 1
     assert world.clock.getDelayedCalls() == []
+    before = world.said()
+    for asked in world.redis.open:
+        asked.errback(RedisUnavailable("closed"))
     world.clock.advance(10.0)
     assert world.redis.checks == 1
+    assert world.said() == before
 
 
 def test_who_leaves_is_no_reason_to_think_it_away(world: World) -> None:

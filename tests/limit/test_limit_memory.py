@@ -91,6 +91,15 @@ class TestForgetting:
             world.move(WINDOW / 100)
         assert len(world.limiter) <= 101
 
+    def test_newcomers_alone_make_those_that_a_burst_has_left_fewer(self) -> None:
+        world = memory_world(1, max_clients=10_000)
+        for number in range(1000):
+            admitted(world, str(number), 1)
+        world.move(WINDOW)
+        for number in range(100):
+            admitted(world, f"new {number}", 1)
+        assert len(world.limiter) == 900
+
 
 class TestMostClients:
     """Clients beyond the most that are counted each for itself."""
@@ -206,12 +215,15 @@ class TestTicks:
     @pytest.mark.parametrize(("window", "tick"), [(512.0, 2**-21), (3600.0, 2**-19), (86400.0, 2**-14)])
     def test_longer_windows_have_coarser_ticks(self, window: float, tick: float) -> None:
         clock = today()
-        limiter = MemoryLimiter(clock, limit=1, window=window, max_clients=1)
+        limiter = MemoryLimiter(clock, limit=2, window=window, max_clients=1)
         assert ask(limiter).admitted
-        clock.rightNow += window - tick
+        clock.rightNow += window / 2
+        assert ask(limiter).admitted
+        clock.rightNow += window / 2 - tick
         assert not ask(limiter).admitted
         clock.rightNow += tick
         assert ask(limiter).admitted
+        assert ask(limiter).retry_after == window / 2
 
     @given(st.integers(-70, 70), st.lists(st.integers(0, 2000), min_size=1, max_size=60))
     @settings(deadline=None)

@@ -217,7 +217,10 @@ async def listening(path: Path, certificates: Certificates | None = None) -> Asy
         yield port.getHost().port
     finally:
         await port.stopListening()
-        await gatherResults([pipe.closed for pipe in pipes.made])
+        ends = [pipe for pipe in pipes.made if pipe.transport is not None]
+        for end in (end for end in ends if not end.closed.called):
+            end.transport.abortConnection()
+        await gatherResults([end.closed for end in ends])
 
 
 class TestNetwork:
@@ -260,15 +263,16 @@ class TestNetwork:
         async with listening(redis.path, certificates) as port:
             assert "certificate verify failed" in await reason(connect(f"rediss://127.0.0.1:{port}").admit("a"))
 
+    @pytest.mark.parametrize("host", [["elsewhere"], []])
     @ensureDeferred
-    async def test_tls_with_a_certificate_for_another_host(
-        self, redis: RedisServer, connect: Connect, certificates: Certificates
+    async def test_tls_with_a_certificate_for_another_host_or_none(
+        self, redis: RedisServer, connect: Connect, certificates: Certificates, host: list[str]
     ) -> None:
-        issued = certificates.authority.issue_cert("elsewhere")
+        issued = certificates.authority.issue_cert(*host, common_name="127.0.0.1")
         certificates.certificate.write_bytes(issued.cert_chain_pems[0].bytes())
         issued.private_key_pem.write_to_path(certificates.key)
         async with listening(redis.path, certificates) as port:
-            assert "VerificationError" in await reason(connect(f"rediss://127.0.0.1:{port}").admit("a"))
+            assert "connection lost" in await reason(connect(f"rediss://127.0.0.1:{port}").admit("a"))
 
     @ensureDeferred
     async def test_nobody_there(self, connect: Connect) -> None:
