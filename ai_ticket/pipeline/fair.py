@@ -219,7 +219,6 @@ class FairPipeline(Service):
         if (
             self._queue
             and len(self._workers) <= len(self._running) < self._slots
-            and not self._stopped
             and self._batches.ripe(len(self._queue), self._free())
         ):
             self._workers.call()

@@ -209,6 +209,14 @@ class TestBounds:
         assert world.kind(slots) is Overloaded
         world.settle()
 
+    def test_a_free_slot_that_a_batch_waits_for_is_not_free(self) -> None:
+        world = World(queue_limit=0)
+        world.submit("batch", batch=True, settle=False)
+        world.submit("question", "b")
+        assert world.kind("question") is Overloaded
+        assert world.running == ["batch"]
+        world.settle()
+
     def test_batches_are_neither_counted_nor_refused(self) -> None:
         world = World(queue_limit=2)
         for number in range(50):
@@ -303,7 +311,7 @@ class TestDeadlines:
     def test_a_batch_has_none_while_it_waits(self) -> None:
         world = World()
         world.submit(0, seconds=5000)
-        world.submit(1, seconds=10, batch=True)
+        world.submit(1, seconds=10, batch=True).deadline = 5
         world.clock.advance(3000)
         world.finish(0)
         assert world.running == ["1"]
@@ -477,6 +485,24 @@ class TestBatches:
         world.settle()
         assert sorted(size for size, _ in world.recorder.batches) == [1, 1, 2]
 
+    def test_one_that_leaves_while_its_batch_is_taken_leaves_no_room_in_it(self) -> None:
+        world = World(slots=4)
+        complete = world.backend.complete
+
+        async def leave(event: Event, *rest: Any) -> Any:
+            if event.prompt == "0":
+                world.submitted["1"].cancel()
+            return await complete(event, *rest)
+
+        world.backend.complete = leave
+        for number in range(3):
+            world.submit(number, settle=False)
+        world.clock.advance(0)
+        world.submit(3)
+        assert world.running == ["0", "2", "3"]
+        world.settle()
+        assert sorted(size for size, _ in world.recorder.batches) == [1, 2]
+
     def test_lingering(self) -> None:
         world = World(slots=4, batch_linger=0.5)
         world.submit(0)
@@ -486,9 +512,12 @@ class TestBatches:
         assert (world.pipeline.depth, world.pipeline.position(job)) == (2, 2)
         world.clock.advance(0.25)
         assert world.running == ["0", "1"]
+        world.submit(2)
+        assert world.running == ["0", "1"], "the next lingers anew"
+        world.clock.advance(0.5)
         world.settle()
-        assert world.recorder.batches == [(2, 0)]
-        assert world.recorder.began == [0.5, 0.25]
+        assert world.recorder.batches == [(2, 0.5), (1, 0)]
+        assert world.recorder.began == [0.5, 0.25, 0.5]
 
     def test_no_longer_than_until_a_batch_is_full(self) -> None:
         world = World(slots=4, batch_size=2, batch_linger=0.5)
@@ -623,23 +652,29 @@ class Instant:
 
 
 def make_pipeline(backend: Any, clock: Clock, **settings: Any) -> FairPipeline:
-    defaults = {"max_concurrency": None, "queue_limit": 20_000, "batch_size": 16, "batch_linger": 0.0}
-    return FairPipeline(backend, clock=clock, recorder=RecordedEvents(), **(defaults | settings))
+    defaults = {
+        "recorder": RecordedEvents(),
+        "max_concurrency": None,
+        "queue_limit": 20_000,
+        "batch_size": 16,
+        "batch_linger": 0.0,
+    }
+    return FairPipeline(backend, clock=clock, **(defaults | settings))
 
 
 class TestWorkers:
     def test_ten_thousand_that_fail_at_once(self) -> None:
         """Handing on does not nest, which would end in a RecursionError."""
         clock = Clock()
-        backend = Instant(clock)
-        pipeline = make_pipeline(backend, clock)
+        backend, recorder = Instant(clock), RecordedEvents()
+        pipeline = make_pipeline(backend, clock, recorder=recorder)
         failures: Counter[Any] = Counter()
         for number in range(10_000):
             job = make_job(str(number), batch=True, deadline=None)
             Deferred.fromCoroutine(pipeline.submit(job)).addErrback(lambda failure: failures.update([failure.type]))
         clock.advance(0)
         assert failures == {ApiServerError: 10_000}
-        assert backend.calls == 10_000
+        assert backend.calls == sum(size for size, _ in recorder.batches) == 10_000
         assert not clock.getDelayedCalls()
 
     def test_one_caller_after_the_other_does_not_nest_either(self) -> None:

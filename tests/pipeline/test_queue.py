@@ -53,6 +53,15 @@ def test_by_weight() -> None:
     assert all(served[start : start + 5].count("b") == 1 for start in range(0, 500, 5)), "and not in bursts"
 
 
+def test_a_weight_that_changes() -> None:
+    queue = FairQueue()
+    fill(queue, "a", 100)
+    fill(queue, "b", 100)
+    order(queue, 2)
+    fill(queue, "a", 1, weight=4)
+    assert order(queue, 50).count("a") == 40
+
+
 def test_interactive_before_batch_of_the_same_client_only() -> None:
     queue = FairQueue()
     mass = fill(queue, "a", 3, batch=True)
