@@ -205,6 +205,7 @@ class AITicket(MultiService):
     # Reloading.
 
     def _reload_requested(self) -> None:
+        self._logs.forget_repeats()
         self._log.info("reloading")
         Deferred.fromCoroutine(self._reloadable.reload(self._in_thread)).addErrback(
             lambda failure: self._log.failure("reloading failed", failure)

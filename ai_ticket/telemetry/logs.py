@@ -96,6 +96,13 @@ class Logs:
         if self.payloads.a_minute and self._rank > _DEBUG:
             self._log.warn("LOG_PAYLOADS has no effect while LOG_LEVEL is {log_level_name}", log_level_name=self._level)
 
+    def forget_repeats(self) -> None:
+        """Tell how often what was repeated, and write it again: an operator has asked, and should get an answer."""
+        with self._repeats_lock:
+            events = self._repeats.ended(self._reactor.seconds())
+        for event in events:
+            self._write(event)
+
     def stop(self) -> None:
         """Tell what has been held back. Lines still to come are written at once, as long as the reader reads."""
         if self._thread is None:
@@ -105,10 +112,7 @@ class Logs:
         if self._tick_call is not None:
             self._tick_call.cancel()
             self._tick_call = None
-        with self._repeats_lock:
-            held_back = self._repeats.ended(self._reactor.seconds())
-        for event in held_back:
-            self._write(event)
+        self.forget_repeats()
         self._output.settle(FLUSH_SECONDS)
 
     def __call__(self, event: Event) -> None:

@@ -69,7 +69,7 @@ class Repeats:
         return events
 
     def ended(self, now: float) -> list[Event]:
-        """Forget all of them, at the end."""
+        """Forget all of them; how often each was repeated, if it was."""
         firsts, self._firsts = self._firsts, {}
         return [event for first in firsts.values() for event in self._told(first, now)]
 

@@ -69,6 +69,18 @@ def test_stopping_tells_of_repeats_at_once(started: MemoryLog) -> None:
     assert started.reader.messages == ["again", "repeated once within 2 s: again", "again"]
 
 
+def test_who_asks_again_gets_an_answer_again(started: MemoryLog) -> None:
+    for _ in range(2):
+        started.log.error("the key stays in force")
+    started.logs.forget_repeats()
+    started.log.error("the key stays in force")
+    first, told, again = started.reader.messages
+    assert told == f"repeated once within 0 s: {first}"
+    assert again == first
+    started.reactor.advance(60)
+    assert len(started.reader.messages) == 3
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
