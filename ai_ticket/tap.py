@@ -85,6 +85,7 @@ def makeService(options: UsageOptions, reactor: Any = None) -> AITicket:
 def build(loaded: Loaded, reactor: Any) -> AITicket:
     """The service with these settings, which have passed `preflight`, on this reactor."""
     settings = loaded.settings
+    logs = Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor)
     random = Random()  # noqa: S311 - only jitter comes from it
     registry = CollectorRegistry()
     metrics = Metrics(settings.metrics_namespace, registry)
@@ -140,6 +141,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
         bodies=BodyLimits(settings.max_body_bytes, settings.max_batch_body_bytes, settings.max_batch_events),
         request_timeout=settings.request_timeout_seconds,
+        sampling=logs.payloads.sampling,
     )
     health = HealthRoutes(lambda: pool.states, draining=lambda: service.draining)
 
@@ -167,12 +169,12 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
             "metrics", "OTEL_PROMETHEUS_PORT", settings.otel_prometheus_host, settings.otel_prometheus_port, exporter
         )
     )
-    logs = Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor)
     live_settings = LiveSettings(
         loaded,
         {
             "AI_TICKET_AUTH_TOKEN": lambda text: authenticator.configure(parse_token_list(text or "")),
             "LOG_LEVEL": lambda level: setattr(logs, "level", level),
+            "LOG_PAYLOADS": lambda text: setattr(logs.payloads, "a_minute", payloads_a_minute(text)),
             "MAX_CONCURRENCY": pipeline.set_max_concurrency,
         },
     )

@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 
 from ai_ticket.event import EventLimits
 from ai_ticket.interfaces import BackendState
+from ai_ticket.telemetry.payloads import PayloadSampler
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.connections import Connection, Connections
@@ -80,6 +81,7 @@ def make_surface() -> Surface:
         limits=EventLimits(4096, 512),
         bodies=BodyLimits(MAX_BODY, 3 * MAX_BODY, 20),
         request_timeout=120,
+        sampling=PayloadSampler(0, clock, lambda: False).sampling,
     )
     health = HealthRoutes(lambda: backends, lambda: found.draining)
     site = Site(

@@ -2,17 +2,31 @@
 
 from collections.abc import Callable
 
+import msgspec
 from msgspec import Struct
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from ai_ticket.spans import Span
+
 
 class Batch(Struct, eq=False):
-    """Events that were taken together. There is room for so many more, and so many are still under way."""
+    """Events that were taken together. There is room for so many more, and so many are still under way.
+
+    `spans` are those of its events that are recorded.
+    """
 
     began_at: float = 0.0
     room: int = 0
     size: int = 0
     under_way: int = 0
+    spans: list[Span] = msgspec.field(default_factory=list)
+
+    def trace(self, now: float) -> None:
+        """Tell of a batch of several events that has ended: a span in the trace of the first, with links to all."""
+        if self.size > 1 and self.spans:
+            span = self.spans[0].child("pipeline.batch", links=self.spans, at=self.began_at)
+            span.set({"ai_ticket.batch.size": self.size})
+            span.end(now)
 
 
 class Batches:

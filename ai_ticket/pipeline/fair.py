@@ -250,14 +250,26 @@ class FairPipeline(Service):
 
     async def _generate(self, passage: _Passage, deadline: float) -> Completion:
         job = passage.job
-        self._recorder.event_began(job.queue_seconds(self._clock.seconds()))
-        passage.generating = Deferred.fromCoroutine(self._backend.complete(job.event, deadline, job.sink))
+        waited = job.queue_seconds(self._clock.seconds())
+        self._recorder.event_began(waited)
+        span = job.span.child("pipeline.handle", at=job.began_at)
+        if span.recording:
+            span.set({"ai_ticket.queue.seconds": waited, "ai_ticket.batch": job.batch})
+            if passage.batch is not None:
+                passage.batch.spans.append(span)
+        passage.generating = Deferred.fromCoroutine(self._backend.complete(job.event, deadline, job.sink, span))
         try:
             return await passage.generating
+        except DomainError as error:
+            span.fail(error.code)
+            raise
         except CancelledError:
+            span.fail("cancelled" if passage.error is None else passage.error.code)
             if passage.error is not None:
                 raise passage.error
             raise
+        finally:
+            span.end()
 
     def _deadline_reached(self, passage: _Passage) -> None:
         """The backend keeps the deadline itself, and knows best what to say of it; but it may take too long."""
@@ -304,6 +316,7 @@ class FairPipeline(Service):
             if not batch.under_way:
                 batch.room = 0
                 self._recorder.batch_ended(batch.size, now - batch.began_at)
+                batch.trace(now)
         return seconds
 
 

@@ -102,12 +102,16 @@ class PayloadSampler:
         self._taken = deque(self._taken, maxlen=count)
 
     @contextmanager
-    def sampling(self, request_id: str, route: str, body: bytes) -> Iterator[None]:
-        """Sample the payload of what is done within, with its outcome: `ok`, `cancelled`, or an error's code."""
+    def sampling(self, request_id: str, route: str, body: bytes) -> Iterator[Callable[[str], None]]:
+        """Sample the payload of what is done within, with its outcome: `ok`, `cancelled`, or an error's code.
+
+        What it gives is to be told the code of an error that is not raised.
+        """
         outcome = InternalError.code
+        told: list[str] = []
         try:
-            yield
-            outcome = "ok"
+            yield told.append
+            outcome = told[-1] if told else "ok"
         except CancelledError:
             outcome = "cancelled"
             raise

@@ -1,6 +1,7 @@
 """`POST /events`: many events in one request, each of which succeeds or fails alone (contract, "A batch")."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -30,11 +31,16 @@ _TURN_BYTES = 65_536
 """What is read of a batch in one turn of the reactor, at the most."""
 
 
+Sampling = Callable[[str, str, bytes], AbstractContextManager[Callable[[str], None]]]
+"""Samples the payload of what is done within: a request's id, its route, the payload (see `telemetry.payloads`)."""
+
+
 class BatchRules(Struct, frozen=True):
     """What holds for every event of a batch. `timeout` in seconds, from when its turn comes."""
 
     limits: EventLimits
     timeout: float
+    sampling: Sampling
 
 
 @implementer(IPushProducer)
@@ -153,7 +159,11 @@ class Batch:
             raise self._gate.shutting_down()
         if isinstance(element.text, DomainError):
             raise element.text
-        event = parse_event(element.text, self._rules.limits, marked=element.marked)
+        with self._rules.sampling(self._request.id, "/events", element.text):
+            return await self._submit(element.text, element.marked)
+
+    async def _submit(self, text: bytes, marked: bool) -> dict[str, Any]:
+        event = parse_event(text, self._rules.limits, marked=marked)
         if event.stream:
             raise InvalidParameter("stream must be false or absent in a batch")
         job = Job(event=event, client=self._client, timeout=self._rules.timeout, batch=True, span=self._request.span)

@@ -9,10 +9,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, EventLimits, parse_event
-from ai_ticket.interfaces import BackendState, Job, Pipeline
+from ai_ticket.interfaces import BackendState, Client, Job, Pipeline
 from ai_ticket.spans import Span
 from ai_ticket.web.answers import answer_fields, facts, server_timing
-from ai_ticket.web.batch import Batch, BatchRules
+from ai_ticket.web.batch import Batch, BatchRules, Sampling
 from ai_ticket.web.batch_input import Element, array_elements, lines
 from ai_ticket.web.batch_output import ArrayOutput, LinesOutput
 from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
@@ -45,6 +45,7 @@ class EventRoutes:
         limits: EventLimits,
         bodies: BodyLimits,
         request_timeout: float,
+        sampling: Sampling,
     ):
         self._gate = gate
         self._pipeline = pipeline
@@ -52,6 +53,7 @@ class EventRoutes:
         self._limits = limits
         self._bodies = bodies
         self._request_timeout = request_timeout
+        self._sampling = sampling
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -69,7 +71,14 @@ class EventRoutes:
         self._pipeline.check_room(client, deadline)
         begun = self._clock.seconds()
         body = await request.read_body(self._bodies.event)
-        waited = self._clock.seconds() - begun
+        request.elsewhere = self._clock.seconds() - begun
+        with self._sampling(request.id, "/event", body) as failed:
+            answer = await self._complete(request, client, body, deadline)
+            if isinstance(answer, Streamed) and answer.error is not None:
+                failed(answer.error)
+        return answer
+
+    async def _complete(self, request: Request, client: Client, body: bytes, deadline: float) -> Response | Streamed:
         event = parse_event(body, self._limits)
         _describe(request.span, event)
         job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline, span=request.span)
@@ -85,7 +94,7 @@ class EventRoutes:
             raise
         finally:
             now = self._clock.seconds()
-            request.elsewhere = waited + job.queue_seconds(now) + job.backend_seconds(now)
+            request.elsewhere = (request.elsewhere or 0.0) + job.queue_seconds(now) + job.backend_seconds(now)
             request.facts |= facts(job, outcome, now)
             if not request.responded:
                 request.common_headers.append(server_timing(job, now))
@@ -103,7 +112,7 @@ class EventRoutes:
             gate=self._gate,
             pipeline=self._pipeline,
             clock=self._clock,
-            rules=BatchRules(self._limits, self._request_timeout),
+            rules=BatchRules(self._limits, self._request_timeout, self._sampling),
         )
         if in_lines:
             return await batch.answer(lines(request.read_some, request.renew_body_time, self._bodies.event), None)

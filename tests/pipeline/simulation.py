@@ -11,6 +11,7 @@ from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Message, Parameters
 from ai_ticket.interfaces import BackendState, Client, Job, Sink
 from ai_ticket.pipeline.fair import FairPipeline
+from ai_ticket.spans import NO_SPAN, Span
 
 
 @dataclass
@@ -44,7 +45,9 @@ class TimedBackend:
         self.taken: list[str] = []
         self._clock = clock
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         self.taken.append(event.prompt)
         await deferLater(self._clock, self.seconds)
         return COMPLETION

@@ -18,6 +18,7 @@ from ai_ticket.errors import ApiServerError, DeadlineExceeded, DomainError, Inte
 from ai_ticket.event import Completion, Event
 from ai_ticket.interfaces import BackendState, Client, Sink
 from ai_ticket.pipeline.fair import PATIENCE_SECONDS, FairPipeline
+from ai_ticket.spans import NO_SPAN, Span
 
 
 class TestSlots:
@@ -298,7 +299,9 @@ class TestDeadlines:
         world = World()
         told: list[float] = []
         complete = world.backend.complete
-        world.backend.complete = lambda event, deadline, sink: told.append(deadline) or complete(event, deadline, sink)
+        world.backend.complete = lambda event, deadline, sink, span: (
+            told.append(deadline) or complete(event, deadline, sink, span)
+        )
         world.submit(0, seconds=1000)
         world.clock.advance(7)
         job = world.submit(1, seconds=50, batch=batch)
@@ -642,7 +645,9 @@ class Instant:
         self.seconds = seconds
         self.calls = 0
 
-    async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+    async def complete(
+        self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+    ) -> Completion:
         self.calls += 1
         self.clock.rightNow += self.seconds
         raise ApiServerError
@@ -738,7 +743,9 @@ def test_each_event_keeps_the_context_of_its_caller() -> None:
     seen: list[tuple[str, str]] = []
 
     class Looking(Instant):
-        async def complete(self, event: Event, deadline: float, sink: Sink | None = None) -> Completion:
+        async def complete(
+            self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
+        ) -> Completion:
             seen.append((event.prompt, VARIABLE.get()))
             wait: Deferred[None] = Deferred()
             clock.callLater(1, wait.callback, None)

@@ -186,7 +186,7 @@ class TestResource:
             "service.version": __version__,
             "service.instance.id": "i",
             "telemetry.sdk.language": "python",
-            "telemetry.sdk.name": "opentelemetry",
+            "telemetry.sdk.name": "ai-ticket",
         }
 
     def test_more(self) -> None:
