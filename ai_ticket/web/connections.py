@@ -99,7 +99,11 @@ class Connection(Protocol):
             self.codec.lost()
 
     def pause_reading(self) -> None:
-        """Let the caller wait with what it sends. That it is gone shows only when the kernel is asked."""
+        """Let the caller wait with what it sends.
+
+        That it has gone shows only when the kernel is asked (see `check_deadlines`), and only once all that it has sent
+        has arrived there, or something was sent to it in vain.
+        """
         if self._reading and not self._closing:
             self._reading = False
             self._stopped_reading = self.connections.now()
