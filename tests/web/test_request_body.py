@@ -13,6 +13,7 @@ import h2.events
 import pytest
 import pytest_twisted
 import trustme
+from h2.exceptions import ProtocolError
 from harness import Http2Client, MemoryTransport, connect, make_connections
 from hypothesis import given
 from hypothesis import strategies as st
@@ -379,6 +380,9 @@ def test_a_caller_who_leaves(upload: Upload) -> None:
     assert failed(upload.request.read_some()) is CancelledError
     assert failed(upload.request.read_body(9)) is CancelledError
     assert upload.listener.lost == 1
+    upload.request.start(HEAD, Producer())
+    upload.request.write(b"x")
+    assert not upload.request.streaming
 
 
 def test_a_read_that_is_given_up_loses_nothing(upload: Upload) -> None:
@@ -445,15 +449,21 @@ def test_a_body_that_makes_progress_has_all_the_time(upload: Upload) -> None:
     waiting.addErrback(lambda _: None)
 
 
-def test_no_time_runs_while_the_transport_holds_the_connection_up() -> None:
-    """On HTTP/2 nothing is read then, so what the caller has sent may lie there."""
+def test_no_time_runs_while_nothing_is_read() -> None:
+    """What the caller has sent may lie there: here behind frames of which it takes no answers."""
     upload = Upload(http2=True)
+    assert upload.client is not None
     waiting = upload.request.read_some()
     upload.sweep(20)
     for _ in range(10):
         upload.connection.pauseProducing()
+        for _ in range(4000):
+            upload.client.h2.ping(b"12345678")
+        upload.connection.dataReceived(upload.client.h2.data_to_send())
+        assert upload.transport.producerState == "paused"
         upload.sweep(29)
         upload.connection.resumeProducing()
+        upload.sweep(0)
     assert not upload.cut
     upload.sweep(11)
     assert upload.cut
@@ -573,6 +583,37 @@ def test_a_caller_who_leaves_in_the_midst_of_both(upload: Upload) -> None:
     upload.request.finish()
 
 
+def test_a_stream_that_ends_within_the_packet_that_begins_it_is_lost_though_its_answer_began() -> None:
+    upload = Upload(http2=True)
+    assert upload.client is not None
+    upload.listener.received = lambda request: _answer_at_once(upload, request)  # type: ignore[method-assign]
+    head = [(":method", "POST"), (":path", "/"), (":scheme", "https"), (":authority", "x")]
+    upload.client.h2.send_headers(3, head)
+    upload.client.h2.reset_stream(3)
+    upload.client.exchange()
+    assert upload.listener.lost == 1
+
+
+def _answer_at_once(upload: Upload, request: Request) -> None:
+    request.when_lost(upload.listener._count)
+    request.start(HEAD, Producer())
+    request.write(b"x")
+
+
+def test_a_stream_whose_answer_can_not_begin_is_not_left_lying(monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = Upload(http2=True)
+    codec: Any = upload.connection.codec
+
+    def refuse(*args: object, **named: object) -> None:
+        raise ProtocolError
+
+    monkeypatch.setattr(codec.h2, "send_headers", refuse)
+    begin(upload)
+    upload.sweep(1)
+    assert upload.listener.lost == 1
+    assert codec.idle
+
+
 # Callers who do not take their answers.
 
 
@@ -653,6 +694,23 @@ def test_a_caller_who_opens_its_window_little_by_little_is_not_cut() -> None:
         upload.client.h2.increment_flow_control_window(100)
         assert not upload.cut
     assert len(upload.answer) == 65_535 + 2000
+
+
+def test_a_caller_whose_transport_was_full_has_all_its_time_again() -> None:
+    """Nothing was read from it meanwhile, so its window may have been opened."""
+    upload = Upload(http2=True)
+    begin(upload)
+    assert upload.client is not None
+    upload.request.write(b"x" * 70_000)
+    upload.client.exchange()
+    upload.sweep(20)
+    upload.connection.pauseProducing()
+    upload.sweep(20)
+    upload.connection.resumeProducing()
+    upload.sweep(29)
+    assert not upload.cut
+    upload.sweep(2)
+    assert upload.cut
 
 
 class Socket:
