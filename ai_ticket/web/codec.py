@@ -30,7 +30,7 @@ class Codec(Protocol):
         """Requests may begin again (see `Connection.may_begin`)."""
 
     def slow_down(self) -> None:
-        """The transport holds enough: no more should be written."""
+        """The transport holds enough: no more of any answer should be written."""
 
     def speed_up(self) -> None:
         """The transport has room again."""

@@ -99,7 +99,11 @@ class Connection(Protocol):
             self.codec.lost()
 
     def pause_reading(self) -> None:
-        """Let the caller wait with what it sends. That it is gone shows only when the kernel is asked."""
+        """Let the caller wait with what it sends.
+
+        That it has gone shows only when the kernel is asked (see `check_deadlines`), and only once all that it has sent
+        has arrived there, or something was sent to it in vain.
+        """
         if self._reading and not self._closing:
             self._reading = False
             self._stopped_reading = self.connections.now()
@@ -117,11 +121,8 @@ class Connection(Protocol):
         return (self.connections.now() if self._reading else self._stopped_reading) - self._unread_seconds
 
     def may_begin(self) -> bool:
-        """Whether one more request may begin now: not while the caller does not take its answers, and so many a turn.
-
-        If not, `Codec.advance` is called as soon as it may.
-        """
-        if self.full or self._next_turn is not None:
+        """Whether one more request may begin in this turn of the reactor: if not, the next calls `Codec.advance`."""
+        if self._next_turn is not None:
             return False
         if self._begun >= REQUESTS_A_TURN:
             self._next_turn = self.connections.in_next_turn(self._go_on)
@@ -188,7 +189,6 @@ class Connection(Protocol):
             self._deadline = None
             if self.codec is not None:
                 self.codec.speed_up()
-                self.codec.advance()
 
     def stopProducing(self) -> None:
         """The transport takes no more; `connectionLost` says so too."""

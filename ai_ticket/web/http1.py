@@ -97,6 +97,7 @@ class Http1:
             self._close()
         elif self._request is None:
             self._await_next()
+        self.advance()
 
     # Requests, one at a time.
 
@@ -109,7 +110,7 @@ class Http1:
             while self._pieces and self._state is _SERVING:
                 piece = self._pieces[0]
                 if isinstance(piece, Head):
-                    if self._request is not None or not self._connection.may_begin():
+                    if self._request is not None or self._connection.full or not self._connection.may_begin():
                         break
                     self._pieces.popleft()
                     self._begin(piece)

@@ -19,6 +19,9 @@ from ai_ticket.web.request import Request
 
 MAX_CONCURRENT_STREAMS = 100
 
+MAX_OWED = 65_536
+"""Bytes of replies to the peer's frames that may wait for a peer who takes nothing, before no more frames are read."""
+
 RESET_BURST = 200
 RESETS_A_SECOND = 33.0
 """Streams that a peer may reset before it is taken for an attack (CVE-2023-44487): a burst, and a rate after that."""
@@ -36,6 +39,7 @@ class Http2:
         self._timeouts = connection.connections.timeouts
         self._streams: dict[int, Stream] = {}
         self._events: deque[h2.events.Event] = deque()
+        self._owed = 0
         self._closing = False
         self._resets = float(RESET_BURST)
         self._resets_at = self._now()
@@ -75,7 +79,7 @@ class Http2:
         self.advance()
 
     def advance(self) -> None:
-        """Act on what was found, as far as requests may begin; until that is done, and taken, no more is read."""
+        """Act on what was found, as far as requests may begin; until that is done no more is read."""
         while self._events and not self._closing:
             if isinstance(self._events[0], h2.events.RequestReceived) and not self.connection.may_begin():
                 break
@@ -84,7 +88,7 @@ class Http2:
         self._regulate()
 
     def _regulate(self) -> None:
-        if self._events or self.connection.full:
+        if self._events or self._owed > MAX_OWED:
             self.connection.pause_reading()
         else:
             self.connection.resume_reading()
@@ -231,18 +235,21 @@ class Http2:
         """Hand what h2 has to send to the transport."""
         data = self.h2.data_to_send()
         if data:
+            if self.connection.full:
+                self._owed += len(data)
             self._transport.write(data)
 
     # The transport's flow control.
 
     def slow_down(self) -> None:
-        """The transport holds enough. Nor is anything read, since much of it would have to be answered."""
-        self._regulate()
+        """The transport holds enough; the streams look for themselves."""
 
     def speed_up(self) -> None:
         """The transport has room again; the deadlines have not run since it had none."""
+        self._owed = 0
         for stream in self._streams.values():
             stream.be_patient()
         self._flush_all()
+        self._regulate()
         if self.connection.connections.draining and not self._closing and self.idle:
             self._close()

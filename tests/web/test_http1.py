@@ -128,6 +128,18 @@ def test_a_connection_with_pipelined_requests_is_not_idle(surface: Surface) -> N
     assert transport.disconnecting
 
 
+def test_a_connection_whose_answer_is_still_being_taken_makes_no_room(surface: Surface) -> None:
+    surface.connections = make_connections(surface.clock, limit=1)
+    connection, transport = surface.connect()
+    connection.dataReceived(GET)
+    connection.pauseProducing()
+    assert surface.connect()[1].aborted
+    surface.connections.drain()
+    assert not transport.disconnecting
+    connection.resumeProducing()
+    assert transport.disconnecting
+
+
 def test_a_pipelined_body_does_not_fill_the_memory(surface: Surface) -> None:
     surface.pipeline.answer = lambda: Deferred()
     connection, transport = surface.connect()
@@ -322,6 +334,27 @@ def test_a_head_must_be_whole_in_time_however_it_drips(surface: Surface) -> None
         assert not transport.aborted
     connection.dataReceived(b"x")
     sweep(surface, 1.5)
+    assert transport.aborted
+
+
+def test_the_rest_of_a_small_body_must_come_in_time_though_its_request_is_refused(surface: Surface) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(POST.replace(b"secret", b"wrong")[:-5])
+    sweep(surface, 29)
+    assert not transport.aborted
+    sweep(surface, 2)
+    assert transport.aborted
+
+
+def test_who_sent_too_slowly_has_as_long_as_others_to_take_the_last_answer(surface: Surface) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    sweep(surface, 28)
+    connection.dataReceived(b"ffffff\r\n" + b"x" * (MAX_BODY + 1))
+    assert b" 413 " in transport.value()
+    sweep(surface, 4)
+    assert not transport.aborted
+    sweep(surface, 2)
     assert transport.aborted
 
 
