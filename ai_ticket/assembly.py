@@ -1,0 +1,156 @@
+"""Parts of the service put together from its settings, for `tap`, the composition root."""
+
+import os
+import secrets
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from twisted.application.internet import TimerService
+from twisted.application.service import Service
+
+from ai_ticket.backend.address import BackendAddress, Location, parse_api_urls, parse_passwords, parse_slots
+from ai_ticket.backend.dialect import ENDPOINTS
+from ai_ticket.backend.http_client import make_http_client
+from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
+from ai_ticket.backend.local import LocalServer
+from ai_ticket.backend.model import model_file
+from ai_ticket.backend.pool import Pool
+from ai_ticket.backend.prober import Prober
+from ai_ticket.backend.retry import make_retry_policy
+from ai_ticket.backend.server import ModelServer
+from ai_ticket.interfaces import Limiter
+from ai_ticket.limit.address import parse_redis_url
+from ai_ticket.limit.memory import MemoryLimiter
+from ai_ticket.pipeline.fair import FairPipeline
+from ai_ticket.settings import Settings, variables
+from ai_ticket.telemetry.backend_metrics import BackendMetrics, watch_backends
+from ai_ticket.telemetry.metrics import Metrics
+from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
+
+
+def make_limiter(settings: Settings, reactor: Any, metrics: Metrics) -> tuple[Limiter | None, list[Service]]:
+    """The quotas, if there are any, and what runs for them in the background."""
+    if not settings.rate_limit_requests:
+        return None, []
+    limit, window = settings.rate_limit_requests, settings.rate_limit_window_seconds
+    memory = MemoryLimiter(reactor, limit=limit, window=window, max_clients=settings.rate_limit_max_clients)
+    forgets = forgetting(memory, reactor)
+    if settings.rate_limit_backend == "memory" or settings.redis_url is None:
+        return memory, [forgets]
+    # Imported here, because the package that they need is an extra, and imports the global reactor.
+    from ai_ticket.limit.fallback import FallbackLimiter  # noqa: PLC0415
+    from ai_ticket.limit.redis import RedisLimiter  # noqa: PLC0415
+
+    redis = RedisLimiter(reactor, parse_redis_url(settings.redis_url), limit=limit, window=window)
+    fallback = FallbackLimiter(redis, memory, reactor)
+    metrics.watch(
+        "rate_limit_redis_up",
+        "1 while calls are counted in Redis, 0 while in the memory of this process.",
+        lambda: fallback.available,
+    )
+    return fallback, [fallback, forgets]
+
+
+def forgetting(limiter: MemoryLimiter, reactor: Any) -> Service:
+    """Frees the memory of clients who no longer call."""
+    timer = TimerService(1.0, limiter.forget_idle)
+    timer.clock = reactor
+    return timer
+
+
+def make_pipeline(settings: Settings, reactor: Any, pool: Pool, registry: CollectorRegistry) -> FairPipeline:
+    """The queue before the pool, and its metrics."""
+    metrics = PipelineMetrics(settings.metrics_namespace, registry)
+    pipeline = FairPipeline(
+        pool,
+        clock=reactor,
+        recorder=metrics,
+        max_concurrency=settings.max_concurrency,
+        queue_limit=settings.queue_limit,
+        batch_size=settings.batch_size,
+        batch_linger=settings.batch_linger_seconds,
+    )
+    pool.watch(pipeline.look_again)
+    metrics.watch(
+        depth=lambda: pipeline.depth,
+        in_flight=lambda: pipeline.in_flight,
+        max_concurrency=lambda: pipeline.max_concurrency,
+    )
+    return pipeline
+
+
+def make_pool(
+    settings: Settings, reactor: Any, random: Random, registry: CollectorRegistry
+) -> tuple[Pool, list[Service]]:
+    """The backends with their metrics, and what runs for them in the background."""
+    ranks = parse_api_urls(settings.koboldcpp_api_url)
+    recorder = BackendMetrics(
+        settings.metrics_namespace,
+        registry,
+        [address.name for rank in ranks for address in rank],
+        [endpoint.path for endpoint in ENDPOINTS],
+    )
+    count = sum(len(rank) for rank in ranks)
+    passwords = iter(parse_passwords(settings.koboldcpp_password, count))
+    slots = iter(parse_slots(settings.koboldcpp_slots, count))
+    children: list[Service] = []
+    http, kept_http = (
+        make_http_client(
+            reactor,
+            ca_file=settings.koboldcpp_ca_file,
+            connect_timeout=settings.koboldcpp_connect_timeout_seconds,
+            keep=keep,
+        )
+        for keep in (False, True)
+    )
+
+    def make_backend(address: BackendAddress) -> KoboldBackend:
+        password, own_slots = next(passwords), next(slots)
+        if address.url is None:
+            local = _make_local(address, own_slots, reactor, random)
+            children.append(local)
+            locate: Callable[[], Location | None] = local.location
+        else:
+            location = Location(address.url, password)
+            locate = lambda: location  # noqa: E731
+        return KoboldBackend(
+            address.name,
+            ModelServer(http, kept_http, reactor, locate),
+            clock=reactor,
+            timeouts=BackendTimeouts(
+                settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds
+            ),
+            slots=own_slots,
+            new_key=lambda: "AT" + secrets.token_hex(16),
+            recorder=recorder,
+        )
+
+    pool = Pool(
+        [[make_backend(address) for address in rank] for rank in ranks],
+        clock=reactor,
+        random=random.random,
+        policy=make_retry_policy(
+            max_attempts=settings.koboldcpp_max_attempts,
+            silence_is_curable=settings.koboldcpp_first_token_timeout_seconds is not None,
+            random=random.random,
+        ),
+    )
+    watch_backends(settings.metrics_namespace, registry, pool.members)
+    children += [Prober(member, reactor, random.random) for member in pool.members]
+    return pool, children
+
+
+def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random: Random) -> LocalServer:
+    return LocalServer(
+        processes=reactor,
+        clock=reactor,
+        model=model_file(address.model_path),
+        slots=slots or 1,
+        make_key=lambda: secrets.token_hex(32),
+        jitter=random.random,
+        environ={name: value for name, value in os.environ.items() if name not in variables()}
+        # llama.cpp's threads else spin while they wait for each other: on a busy machine that took ten times as long.
+        | {"OMP_WAIT_POLICY": "passive"},
+    )
