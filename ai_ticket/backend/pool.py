@@ -96,6 +96,13 @@ class Pool:
         """All of them as one: up where any is."""
         return BackendState(name="pool", up=any(state.up for state in self.states), slots=self.slots)
 
+    def check(self) -> None:
+        """Whether an event, sent now, has a chance.
+
+        @raise NoBackendAvailable: every circuit is open.
+        """
+        self._table.check()
+
     async def probe(self) -> BackendState:
         """Ask each of them in turn."""
         for member in self.members:

@@ -46,7 +46,9 @@ class EventRoutes:
         bodies: BodyLimits,
         request_timeout: float,
         sampling: Sampling,
+        check_backends: Callable[[], None],
     ):
+        """@param check_backends: raises `NoBackendAvailable` while no event has a chance."""
         self._gate = gate
         self._pipeline = pipeline
         self._clock = clock
@@ -54,6 +56,7 @@ class EventRoutes:
         self._bodies = bodies
         self._request_timeout = request_timeout
         self._sampling = sampling
+        self._check_backends = check_backends
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -68,6 +71,7 @@ class EventRoutes:
         _require_type(request, JSON)
         _require_size(request, self._bodies.event)
         deadline = request.arrived + self._request_timeout
+        self._check_backends()
         self._pipeline.check_room(client, deadline)
         begun = self._clock.seconds()
         body = await request.read_body(self._bodies.event)
