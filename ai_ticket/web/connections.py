@@ -42,7 +42,7 @@ CodecFactory = Callable[["Connection"], Codec]
 class Connection(Protocol):
     """A caller's connection, with TLS or without. The codec is chosen when it is known what the peer speaks.
 
-    `full`: the transport holds as much as it should of what the caller has not taken yet.
+    `full`: the transport holds as much as it should of what the caller has not taken yet. `reading`: not paused.
     """
 
     transport: ITransport
@@ -54,7 +54,7 @@ class Connection(Protocol):
         self.secure = secure
         self.codec: Codec | None = None
         self.full = False
-        self._reading = True
+        self.reading = True
         self._stopped_reading = 0.0
         self._unread_seconds = 0.0
         self._closing = False
@@ -104,21 +104,21 @@ class Connection(Protocol):
         That it has gone shows only when the kernel is asked (see `check_deadlines`), and only once all that it has sent
         has arrived there, or something was sent to it in vain.
         """
-        if self._reading and not self._closing:
-            self._reading = False
+        if self.reading and not self._closing:
+            self.reading = False
             self._stopped_reading = self.connections.now()
             self.transport.pauseProducing()  # type: ignore[attr-defined]
 
     def resume_reading(self) -> None:
         """Take what the caller sends."""
-        if not self._reading:
-            self._reading = True
+        if not self.reading:
+            self.reading = True
             self._unread_seconds += self.connections.now() - self._stopped_reading
             self.transport.resumeProducing()  # type: ignore[attr-defined]
 
     def reading_time(self) -> float:
         """A clock, in seconds, that stands still while nothing is read."""
-        return (self.connections.now() if self._reading else self._stopped_reading) - self._unread_seconds
+        return (self.connections.now() if self.reading else self._stopped_reading) - self._unread_seconds
 
     def may_begin(self) -> bool:
         """Whether one more request may begin in this turn of the reactor: if not, the next calls `Codec.advance`."""
@@ -152,7 +152,7 @@ class Connection(Protocol):
 
     def check_deadlines(self, now: float) -> None:
         """End what has taken too long, and what has gone while nothing was read."""
-        if self._closing or self.full or not self._reading:
+        if self._closing or self.full or not self.reading:
             tcp = ask_tcp(self.transport)
             if tcp is not None and not tcp.established and not self._closing:
                 self.abort()
