@@ -114,12 +114,14 @@ class RedisLimiter:
 
     async def _ask(self, key: str, limit: int, span: int) -> Admission:
         deadline = self._clock.seconds() + CALL_SECONDS
+        connection = self._connection
+        if connection is None:
+            try:
+                connection = await self._connected().addTimeout(CALL_SECONDS, self._clock)
+            except TimeoutError:
+                raise RedisUnavailable("not connected yet")
         try:
-            connection = await self._connected().addTimeout(CALL_SECONDS, self._clock)
-        except TimeoutError:
-            raise RedisUnavailable("not connected yet")
-        answer: Deferred[Any] = connection.eval(self._script, [key], [limit, span])
-        try:
+            answer: Deferred[Any] = connection.eval(self._script, [key], [limit, span])
             reply = await answer.addTimeout(max(0, deadline - self._clock.seconds()), self._clock)
             admitted, remaining, microseconds = map(int, reply)
         except TimeoutError:
@@ -130,8 +132,6 @@ class RedisLimiter:
         return Admission(bool(admitted), remaining, microseconds / 1_000_000)
 
     def _connected(self) -> "Deferred[_Connection]":
-        if self._connection is not None:
-            return succeed(self._connection)
         if self._connecting is None and self._clock.seconds() < self._paused_until:
             return fail(RedisUnavailable(self._reason))
         waiting = self._wait()
