@@ -127,8 +127,8 @@ class Pipeline(Protocol):
     """Takes events in, and answers each when its turn has come."""
 
     @property
-    def max_concurrency(self) -> int:
-        """How many events it has under way at a time, at the most. No batch need offer more at once."""
+    def batch_window(self) -> int:
+        """How many events a batch is to offer at a time: enough of them to keep all slots busy, and no more."""
 
     async def submit(self, job: Job) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation.

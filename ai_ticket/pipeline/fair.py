@@ -88,6 +88,11 @@ class FairPipeline(Service):
         """Events under way at a time, at the most."""
         return self._max_concurrency or max(LEAST_CONCURRENCY, self._backend.state.slots)
 
+    @property
+    def batch_window(self) -> int:
+        """How many events a batch is to offer at a time: what can be under way, and another time taken together."""
+        return self._slots + self._batches.size
+
     def set_max_concurrency(self, count: int | None) -> None:
         """Have so many events under way at a time, at the most; None: the larger of 8 and the backend's slots.
 
