@@ -139,7 +139,7 @@ class Pipeline(Protocol):
     def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in.
 
-        @raise Overloaded: it would not.
+        @raise Overloaded: it would not, and is counted as refused.
         """
 
     def position(self, job: Job) -> int | None:

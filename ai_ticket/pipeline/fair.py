@@ -111,11 +111,15 @@ class FairPipeline(Service):
         return self._queue.position(job) if job in self._waiting else None
 
     def check_room(self, client: Client, deadline: float) -> None:
-        """Whether an event of this client, submitted now, would be taken in.
+        """Whether an event of this client, submitted now, would be taken in. One that would not has ended thereby.
 
         @raise DomainError: what `submit` would raise.
         """
-        self._admit(client, deadline)
+        try:
+            self._admit(client, deadline)
+        except DomainError as error:
+            self._recorder.event_ended(error.code, None)
+            raise
 
     async def submit(self, job: Job) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation.
