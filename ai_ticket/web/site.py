@@ -26,7 +26,6 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
-
 class Tally(Struct):
     """What became of requests, those for health and metrics left out.
 
