@@ -137,7 +137,7 @@ class FairPipeline(Service):
             self._recorder.event_ended(outcome, self._end(job, outcome))
 
     def drain(self, deadline: float) -> None:
-        """The service is shutting down: what can't be answered by then, as things go, is refused now or when that shows.
+        """The service shuts down: what can't be answered by then, as things go, is refused now or when that shows.
 
         So are the events of batches that have not begun; their callers are told where the batch has stopped.
         """
