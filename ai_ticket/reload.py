@@ -44,15 +44,30 @@ class LiveSettings:
             for variable in changed
             if variable.name in self._put_into_force
         }
+        level = values.pop("LOG_LEVEL", None)
+        taken = {name: value for name, value in values.items() if self._take(name, value)}
         # What changed is said while the more talkative of the two log levels is in force.
         quieter = LEVELS[new.settings.log_level] > LEVELS[self._in_force.log_level]
+        if level is not None:
+            taken["LOG_LEVEL"] = level
         if quieter:
-            self._say(values)
-        for name, value in values.items():
-            self._put_into_force[name](value)
-            self._in_force = replace(self._in_force, **{variables()[name].field: value})
+            self._say(taken)
+        if level is not None:
+            self._take("LOG_LEVEL", level)
         if not quieter:
-            self._say(values)
+            self._say(taken)
+
+    def _take(self, name: str, value: Any) -> bool:
+        """Put a new value into force, if that can be done."""
+        try:
+            self._put_into_force[name](value)
+        except ValueError as error:
+            self._log.error(
+                "{variable}: the value read last stays in force: {reason}", variable=name, reason=str(error)
+            )
+            return False
+        self._in_force = replace(self._in_force, **{variables()[name].field: value})
+        return True
 
     def _warn(self, new: Loaded, changed: list[str]) -> None:
         warnings = [warning for warning in new.warnings if warning not in self._loaded.warnings]

@@ -102,7 +102,7 @@ class MemoryPipeline:
         self.refusal: DomainError | None = None
         self.no_backend: DomainError | None = None
         self.place: int | None = None
-        self.max_concurrency = 8
+        self.batch_window = 8
 
     @property
     def events(self) -> list[Event]:

@@ -90,6 +90,11 @@ class FairPipeline(Service):
         """Events under way at a time, at the most."""
         return self._max_concurrency or max(LEAST_CONCURRENCY, self._backend.state.slots)
 
+    @property
+    def batch_window(self) -> int:
+        """How many events a batch is to offer at a time: what can be under way, and another time taken together."""
+        return self._slots + self._batches.size
+
     def set_max_concurrency(self, count: int | None) -> None:
         """Have so many events under way at a time, at the most; None: the larger of 8 and the backend's slots.
 
@@ -108,11 +113,15 @@ class FairPipeline(Service):
         return self._queue.position(job) if job in self._waiting else None
 
     def check_room(self, client: Client, deadline: float) -> None:
-        """Whether an event of this client, submitted now, would be taken in.
+        """Whether an event of this client, submitted now, would be taken in. One that would not has ended thereby.
 
         @raise DomainError: what `submit` would raise.
         """
-        self._admit(client, deadline)
+        try:
+            self._admit(client, deadline)
+        except DomainError as error:
+            self._recorder.event_ended(error.code, None)
+            raise
 
     async def submit(self, job: Job) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation.
