@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.usage import Options as UsageOptions
 
-from ai_ticket import preflight
+from ai_ticket import preflight, twistd
 from ai_ticket.assembly import forgetting, make_limiter, make_pipeline, make_pool
 from ai_ticket.drain import Drain
 from ai_ticket.environment import ConfigurationError, Loaded, load
@@ -25,6 +25,7 @@ from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
 from ai_ticket.systemd import Systemd, passed_sockets
 from ai_ticket.telemetry.logs import Logs
+from ai_ticket.telemetry.logs_output import Stream
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.telemetry.tracing_setup import make_tracing
@@ -62,17 +63,23 @@ def makeService(options: UsageOptions, reactor: Any = None) -> AITicket:
         problems = preflight.problems(loaded.settings)
         if problems:
             raise ConfigurationError(problems)
+        log = twistd.log_file(options, sys.argv)
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"ai-ticket: {problem}", file=sys.stderr)  # noqa: T201
         raise SystemExit(1)
-    return build(loaded, reactor)
+    return build(loaded, reactor, log)
 
 
-def build(loaded: Loaded, reactor: Any) -> AITicket:
-    """The service with these settings, which have passed `preflight`, on this reactor."""
+def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
+    """The service with these settings, which have passed `preflight`, on this reactor.
+
+    @param log: where the log goes; standard output by default.
+    """
     settings = loaded.settings
-    logs = Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor)
+    logs = Logs(
+        settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor, out=log
+    )
     random = Random()  # noqa: S311 - only jitter comes from it
     registry = CollectorRegistry()
     metrics = Metrics(settings.metrics_namespace, registry)
