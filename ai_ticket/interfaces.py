@@ -92,6 +92,9 @@ class Backend(Protocol):
     async def probe(self) -> BackendState:
         """Ask the server what it is, without generating anything. Never fails: the state says what is wrong."""
 
+    async def settle(self) -> None:
+        """Wait until it has been told of every generation that was to be stopped, or could not be. Never fails."""
+
 
 class Job(Struct, eq=False, kw_only=True):
     """An event on its way through the pipeline.

@@ -11,7 +11,7 @@ from ai_ticket.environment import ConfigurationError, Loaded, load_again, overri
 from ai_ticket.settings import variables
 from ai_ticket.telemetry.logs import LEVELS
 from ai_ticket.web.auth import InThread, TokenFile
-from ai_ticket.web.tls import CertificateError, TlsConnections, server_context
+from ai_ticket.web.tls import CertificateError, TlsConnections, certificate_warnings, server_context
 
 
 class LiveSettings:
@@ -108,6 +108,10 @@ class Reloadable:
             if self.token_file is not None:
                 await self.token_file.reload(in_thread, force=True)
             await self._reload_certificate(in_thread)
+
+    def certificate_warnings(self, now: float) -> list[str]:
+        """What is or soon will be wrong with the certificate in force. `now`: seconds since the epoch."""
+        return list(certificate_warnings(self._tls.context, self._certificate_files[0], now))
 
     async def _reload_certificate(self, in_thread: InThread) -> None:
         try:

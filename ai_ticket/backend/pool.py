@@ -109,6 +109,11 @@ class Pool:
             await member.probe()
         return self.state
 
+    async def settle(self) -> None:
+        """Wait until each of them has been told of every generation that was to be stopped, or could not be."""
+        for member in self.members:
+            await member.backend.settle()
+
     async def complete(
         self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
     ) -> Completion:

@@ -57,7 +57,7 @@ class Connection(Protocol):
         self.reading = True
         self._stopped_reading = 0.0
         self._unread_seconds = 0.0
-        self._closing = False
+        self.closing = False
         self._begun = 0
         self._next_turn: IDelayedCall | None = None
         # By when TLS must be up, or the caller must have taken some of what waits for it, or the connection be closed.
@@ -104,7 +104,7 @@ class Connection(Protocol):
         That it has gone shows only when the kernel is asked (see `check_deadlines`), and only once all that it has sent
         has arrived there, or something was sent to it in vain.
         """
-        if self.reading and not self._closing:
+        if self.reading and not self.closing:
             self.reading = False
             self._stopped_reading = self.connections.now()
             self.transport.pauseProducing()  # type: ignore[attr-defined]
@@ -138,10 +138,10 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """Close once what was written is sent, and abort if that takes too long."""
-        if self._closing:
+        if self.closing:
             return
         self.resume_reading()  # or the caller's own good-bye is not heard
-        self._closing = True
+        self.closing = True
         self._be_patient(self.connections.timeouts.idle if self.full else CLOSE_SECONDS)
         self.transport.unregisterProducer()  # type: ignore[attr-defined]  # TLS says no good-bye while there is one
         self.transport.loseConnection()
@@ -152,9 +152,9 @@ class Connection(Protocol):
 
     def check_deadlines(self, now: float) -> None:
         """End what has taken too long, and what has gone while nothing was read."""
-        if self._closing or self.full or not self.reading:
+        if self.closing or self.full or not self.reading:
             tcp = ask_tcp(self.transport)
-            if tcp is not None and not tcp.established and not self._closing:
+            if tcp is not None and not tcp.established and not self.closing:
                 self.abort()
                 return
             if tcp is not None and tcp.acked != self._acked:
@@ -195,7 +195,10 @@ class Connection(Protocol):
 
 
 class Connections:
-    """All open connections of the service's endpoints. `now` is the clock's time in seconds."""
+    """All open connections of the service's endpoints. `now` is the clock's time in seconds.
+
+    `draining`: an answer from now on is the last on its connection. `leaving`: an idle connection is closed, too.
+    """
 
     _log = Logger()
 
@@ -214,6 +217,7 @@ class Connections:
         self.http1 = http1
         self.http2 = http2
         self.draining = False
+        self.leaving = False
 
     def __len__(self) -> int:
         return len(self._open)
@@ -224,19 +228,33 @@ class Connections:
             lambda failure: self._log.failure("watching connections failed", failure)
         )
 
+    @property
+    def lagging(self) -> bool:
+        """Whether there is a caller who has not taken much of what is ready to be sent."""
+        return any(connection.full for connection in self._open)
+
     def stop(self) -> None:
-        """Abort what is open, and no longer watch."""
+        """Abort what is open, other than to send the last of an answer, and no longer watch."""
         for connection in list(self._open):
-            connection.abort()
+            if not connection.closing:
+                connection.abort()
         if self._sweep.running:
             self._sweep.stop()
 
     def drain(self) -> None:
-        """Ask every connection to close as soon as no request is under way on it."""
+        """Have every connection close behind its next answer.
+
+        The idle ones stay open: to close one crosses the request that its caller may just be sending, and which then
+        gets no answer.
+        """
         self.draining = True
+
+    def leave(self) -> None:
+        """Close the idle connections; the others close as soon as nothing is under way on them."""
+        self.draining = self.leaving = True
         for connection in list(self._open):
             if connection.codec is not None:
-                connection.codec.drain()
+                connection.codec.leave()
 
     def in_next_turn(self, call: Callable[[], None]) -> IDelayedCall:
         """Call this once the reactor has seen to the others."""

@@ -12,9 +12,6 @@ from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.faults import Quota, RateLimited, quota_headers, retry_after_seconds
 from ai_ticket.web.request import Request
 
-DRAINING_RETRY_SECONDS = 5.0
-"""When a caller may come back to a service that is shutting down: another instance, or the next start, takes it."""
-
 _LONGEST_NAP_SECONDS = 1.0
 
 PRECEDENCE_SECONDS = 1.0
@@ -48,7 +45,7 @@ class Gate:
 
     def shutting_down(self) -> ShuttingDown:
         """What such an event is told."""
-        return ShuttingDown(retry_after=DRAINING_RETRY_SECONDS)
+        return ShuttingDown()
 
     async def identify(self, request: Request) -> Client:
         """Who sent the request; it does not count yet.

@@ -77,9 +77,9 @@ class Http1:
             self.deadline = None
             self._connection.abort()
 
-    def drain(self) -> None:
+    def leave(self) -> None:
         """Close at once if idle; otherwise the answer under way closes (see `send`)."""
-        if self.idle:
+        if self.idle and self._state is _SERVING:
             self._close()
 
     def slow_down(self) -> None:
@@ -93,7 +93,7 @@ class Http1:
             self._answer.producer.resumeProducing()
         elif self._state is _DISCARDING:
             self.deadline = self._now() + CLOSE_SECONDS
-        elif self.idle and self._connection.connections.draining:
+        elif self.idle and self._connection.connections.leaving:
             self._close()
         elif self._request is None:
             self._await_next()
