@@ -180,43 +180,8 @@ make_certificate() {
         [[ -e $key ]] || warn 'ops/certs/server.crt has no server.key beside it; delete it to get a new pair'
         return 0
     fi
-    command -v openssl >/dev/null ||
-        die "openssl is needed to make the certificate, and is missing. On Debian and Ubuntu: apt install openssl." \
-            "Or put your own certificate and key in ops/certs/server.crt and server.key."
     say 'making a self-signed certificate, ops/certs/server.crt'
-    (
-        umask 077
-        mkdir -p -- "$checkout/ops/certs"
-        if [[ ! -e $key ]]; then
-            openssl ecparam -name prime256v1 -genkey -noout -out "$key.new" || die "'openssl ecparam' failed, see above"
-            mv -- "$key.new" "$key"
-        fi
-        # Not a certificate authority: who trusts it trusts this one service and no other.
-        # The configuration is our own, since the system's differs from one to the next or is not there.
-        local names=DNS:localhost,IP:127.0.0.1,IP:::1 host
-        host=$(uname -n)
-        # Only what can be a host's name: anything else would make openssl refuse the whole certificate.
-        if [[ $host != localhost && $host =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then names+=,DNS:$host; fi
-        cat >"$crt.conf" <<TEXT
-[req]
-prompt = no
-distinguished_name = name
-x509_extensions = extensions
-[name]
-CN = localhost
-[extensions]
-subjectAltName = $names
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
-subjectKeyIdentifier = hash
-TEXT
-        openssl req -x509 -new -sha256 -days 825 -config "$crt.conf" -key "$key" -out "$crt.new" </dev/null ||
-            die "'openssl req -x509' failed, see above"
-        rm -- "$crt.conf"
-        chmod 644 "$crt.new"
-        mv -- "$crt.new" "$crt"
-    )
+    "$checkout/ops/make-cert.sh"
 }
 
 make_token() {

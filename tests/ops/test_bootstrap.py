@@ -19,10 +19,11 @@ needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="make
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout that has no more than the script, in a path with a space."""
+    """A checkout that has no more than the scripts, in a path with a space."""
     root = tmp_path / "a checkout"
     (root / "ops").mkdir(parents=True)
-    shutil.copy(SCRIPT, root / "ops")
+    for script in (SCRIPT, SCRIPT.with_name("make-cert.sh")):
+        shutil.copy(script, root / "ops")
     return root
 
 
