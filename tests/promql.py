@@ -10,8 +10,8 @@ import promql_parser
 import pytest
 import yaml
 from daemon import ROOT, Certificates
+from memory_tracer import FakeReactor
 from prometheus_client import CollectorRegistry, generate_latest
-from twisted.internet.testing import MemoryReactorClock
 
 from ai_ticket import tap
 from ai_ticket.environment import load
@@ -34,7 +34,7 @@ class Exposed:
 
 
 class _Registry(CollectorRegistry):
-    """Remembers what is registered: a family whose labels have no values yet is not collected."""
+    """Remembers what is registered: the text does not tell the labels of a family that has no series yet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,11 +61,11 @@ def exposed(folder: Path, namespace: str = "ai_ticket") -> Exposed:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tap, "CollectorRegistry", lambda: registry)
-        tap.build(load(environ), MemoryReactorClock())
+        tap.build(load(environ), FakeReactor())
     found = Exposed(generate_latest(registry))
     for collector in registry.registered:
         labels = {*TARGET, *getattr(collector, "_labelnames", ())}
-        for family in collector.describe() or collector.collect():
+        for family in collector.collect():
             for suffix in _SUFFIXES[family.type]:
                 found.labels[family.name + suffix] = labels | ({"le"} if suffix == "_bucket" else set())
     for family in registry.collect():
@@ -86,9 +86,9 @@ def recorded() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for rule in rules("recording.yml"):
         found.setdefault(rule["record"], {"job"}).update(rule.get("labels", {}))
-    for name in found:
+    for name, labels in found.items():
         if name.startswith("ai_ticket:failure_ratio:"):
-            found[name].add("sli")  # from what it is computed of
+            labels.add("sli")  # from what it is computed of
     return found
 
 

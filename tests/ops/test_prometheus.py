@@ -16,7 +16,9 @@ from promql import PROMETHEUS, Exposed, exposed, problems, recorded, rules
 from ai_ticket.settings import DEFAULTS
 
 ALERTS, RECORDINGS = rules("alerts.yml"), rules("recording.yml")
-TESTS = [case for file in sorted((PROMETHEUS / "tests").glob("*.yml")) for case in yaml.safe_load(file.read_text())["tests"]]
+TESTS = [
+    case for file in sorted((PROMETHEUS / "tests").glob("*.yml")) for case in yaml.safe_load(file.read_text())["tests"]
+]
 
 promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not on the PATH (Debian: apt install prometheus)"
