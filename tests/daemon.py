@@ -77,6 +77,7 @@ class Daemon:
             "TLS_CERT_FILE": str(self.certificates.certificate),
             "TLS_KEY_FILE": str(self.certificates.key),
             "AI_TICKET_AUTH_TOKEN": TOKEN,
+            "RATE_LIMIT_REQUESTS": "0",
             **environ,
         }
         twistd = str(Path(sys.executable).parent / "twistd")

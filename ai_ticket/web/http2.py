@@ -9,7 +9,6 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
-from hyperframe.frame import GoAwayFrame
 from twisted.logger import Logger
 
 from ai_ticket.web.connections import Connection
@@ -127,14 +126,11 @@ class Http2:
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
             self._go_away()
-            self._close()
 
-    def drain(self) -> None:
-        """Announce that no new streams are taken; streams under way go on to their end."""
-        if not self._closing:
+    def leave(self) -> None:
+        """Close at once if idle; otherwise the last of the streams under way closes (see `forget`)."""
+        if not self._closing and self.idle:
             self._go_away()
-            if self.idle:
-                self._close()
 
     # Requests.
 
@@ -192,8 +188,6 @@ class Http2:
 
     def cut(self, stream: Stream) -> None:
         """Reset a stream, whatever it waits for."""
-        self.forget(stream)
-        stream.request.connection_lost()
         # Where there was an answer, the rest of the body is not wanted, and this is no error (RFC 9113, 8.1).
         code = h2.errors.ErrorCodes.NO_ERROR if stream.answered else h2.errors.ErrorCodes.CANCEL
         try:
@@ -201,6 +195,8 @@ class Http2:
         except h2.exceptions.ProtocolError:
             self._log.debug("a stream to reset was closed already")
         self.write()
+        self.forget(stream)
+        stream.request.connection_lost()
 
     def forget(self, stream: Stream) -> None:
         """A stream is over."""
@@ -208,8 +204,7 @@ class Http2:
         if not self._streams:
             self.deadline = self._now() + self._timeouts.keepalive
             if self.connection.connections.draining and not self._closing and not self._requests_wait():
-                self.write()
-                self._close()
+                self._go_away()
 
     def _requests_wait(self) -> bool:
         return any(isinstance(event, h2.events.RequestReceived) for event in self._events)
@@ -217,9 +212,13 @@ class Http2:
     # The connection.
 
     def _go_away(self) -> None:
-        # h2's own close_connection would forbid answering the streams that are still open.
-        frame = GoAwayFrame(stream_id=0, last_stream_id=self.h2.highest_inbound_stream_id, error_code=0)
-        self._transport.write(frame.serialize())
+        """Close with a GOAWAY: the caller of a request that crosses it knows that it was not taken.
+
+        It is not sent while streams are under way: clients built on h2 (httpx) would then give all of them up.
+        """
+        self.h2.close_connection()
+        self.write()
+        self._close()
 
     def _end_connection(self) -> None:
         """Send what h2 has to say about it, and close; requests under way end as lost."""
@@ -251,5 +250,5 @@ class Http2:
             stream.be_patient()
         self._flush_all()
         self._regulate()
-        if self.connection.connections.draining and not self._closing and self.idle:
-            self._close()
+        if self.connection.connections.leaving:
+            self.leave()
