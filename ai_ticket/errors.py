@@ -34,7 +34,7 @@ class InvalidRequest(DomainError):
 
 class InvalidInputFormat(DomainError):
     code = "invalid_input_format"
-    default_message = "The body must be a JSON object."
+    default_message = "An event must be a JSON object."
 
 
 class MissingContentField(DomainError):

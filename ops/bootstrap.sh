@@ -130,9 +130,25 @@ remove_build() { rm -rf -- "$checkout/build/lib" "$checkout"/build/bdist.*; }
 
 # ---- What belongs to this checkout alone. Each is made once and never overwritten.
 
+# complete_env BACKEND: what an .env that somebody else wrote lacks to start, and only that.
+complete_env() {
+    local file=$checkout/.env backend=$1 lines=''
+    names() { printenv "$1" >/dev/null || grep -Eq "^[[:space:]]*(export[[:space:]]+)?$1=." "$file"; }
+    names AI_TICKET_AUTH_TOKEN_FILE || names AI_TICKET_AUTH_TOKEN || names AI_TICKET_AUTH ||
+        lines+=$'AI_TICKET_AUTH_TOKEN_FILE=ops/secrets/ai_ticket_auth_token.txt\n'
+    [[ $backend == '#'* ]] || names KOBOLDCPP_API_URL || lines+=$backend$'\n'
+    [[ -n $lines ]] || return 0
+    say "adding to .env: ${lines//$'\n'/ }"
+    [[ -z $(tail -c 1 -- "$file") ]] || lines=$'\n'$lines
+    printf %s "$lines" >>"$file"
+}
+
 make_env() {
     local file=$checkout/.env backend=$1
-    [[ ! -e $file ]] || return 0
+    if [[ -e $file ]]; then
+        complete_env "$backend"
+        return 0
+    fi
     say 'writing .env'
     (
         umask 077
@@ -150,6 +166,9 @@ AI_TICKET_AUTH_TOKEN_FILE=ops/secrets/ai_ticket_auth_token.txt
 #TLS_PORT=8443
 #TLS_CERT_FILE=ops/certs/server.crt
 #TLS_KEY_FILE=ops/certs/server.key
+
+# Traces go nowhere. Without this line they go to standard error, or to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names.
+OTEL_TRACES_EXPORTER=none
 TEXT
         mv -- "$file.new" "$file"
     )
@@ -161,43 +180,8 @@ make_certificate() {
         [[ -e $key ]] || warn 'ops/certs/server.crt has no server.key beside it; delete it to get a new pair'
         return 0
     fi
-    command -v openssl >/dev/null ||
-        die "openssl is needed to make the certificate, and is missing. On Debian and Ubuntu: apt install openssl." \
-            "Or put your own certificate and key in ops/certs/server.crt and server.key."
     say 'making a self-signed certificate, ops/certs/server.crt'
-    (
-        umask 077
-        mkdir -p -- "$checkout/ops/certs"
-        if [[ ! -e $key ]]; then
-            openssl ecparam -name prime256v1 -genkey -noout -out "$key.new" || die "'openssl ecparam' failed, see above"
-            mv -- "$key.new" "$key"
-        fi
-        # Not a certificate authority: who trusts it trusts this one service and no other.
-        # The configuration is our own, since the system's differs from one to the next or is not there.
-        local names=DNS:localhost,IP:127.0.0.1,IP:::1 host
-        host=$(uname -n)
-        # Only what can be a host's name: anything else would make openssl refuse the whole certificate.
-        if [[ $host != localhost && $host =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]]; then names+=,DNS:$host; fi
-        cat >"$crt.conf" <<TEXT
-[req]
-prompt = no
-distinguished_name = name
-x509_extensions = extensions
-[name]
-CN = localhost
-[extensions]
-subjectAltName = $names
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
-subjectKeyIdentifier = hash
-TEXT
-        openssl req -x509 -new -sha256 -days 825 -config "$crt.conf" -key "$key" -out "$crt.new" </dev/null ||
-            die "'openssl req -x509' failed, see above"
-        rm -- "$crt.conf"
-        chmod 644 "$crt.new"
-        mv -- "$crt.new" "$crt"
-    )
+    "$checkout/ops/make-cert.sh"
 }
 
 make_token() {

@@ -196,7 +196,8 @@ class FairPipeline(Service):
         displaced = self._queue.displaced_by(client)
         if displaced is None:
             wait = self._wait(self._queue.place_for(client))
-            raise Overloaded(f"{interactive} events are waiting", retry_after=_past(wait))
+            # By the time that this one would have, all that wait are gone, however long they take.
+            raise Overloaded(f"{interactive} events are waiting", retry_after=_past(min(wait, left)))
         return displaced
 
     def _enter(self, job: Job) -> _Passage:

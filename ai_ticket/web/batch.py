@@ -18,7 +18,7 @@ from ai_ticket.interfaces import Client, Job, Pipeline
 from ai_ticket.web.answers import answer_fields
 from ai_ticket.web.batch_input import Element
 from ai_ticket.web.batch_output import BatchOutput
-from ai_ticket.web.faults import error_object, retry_after_seconds, status_of
+from ai_ticket.web.faults import PayloadTooLarge, error_object, retry_after_seconds, status_of
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.request import Request, Response
 from ai_ticket.web.streaming import KEEP_ALIVE_SECONDS, Streamed
@@ -188,6 +188,8 @@ class Batch:
             raise self._gate.shutting_down()
         if isinstance(element.text, DomainError):
             raise element.text
+        if element.size > self._rules.size:
+            raise PayloadTooLarge(f"the event is larger than {self._rules.size} bytes")
         with self._rules.sampling(self._request.id, "/events", element.text):
             return await self._submit(element.text, element.marked)
 

@@ -54,6 +54,8 @@ class Gate:
         @raise ShuttingDown: the service takes no more events.
         """
         client = await self._authenticator.authenticate(request)
+        if client.address != request.peer:
+            request.facts["address"] = client.address
         if client.name is not None:
             request.facts["client"] = client.name
             request.span.set({"ai_ticket.client": client.name})
