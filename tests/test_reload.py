@@ -213,3 +213,16 @@ def test_one_reload_at_a_time(running: Running) -> None:
             answer, call = waiting.pop()
             answer.callback(call())
         assert [reload.called for reload in reloads] == expected
+
+
+def test_warnings_are_of_the_certificate_in_force(running: Running) -> None:
+    running.start()
+    expires = running.tls.expires
+    [warning] = running.reloadable.certificate_warnings(expires - 100)
+    assert warning.startswith(f"TLS_CERT_FILE='{running.certificate}': the certificate expires on ")
+    running.certificate.write_text("broken")
+    running.reload()
+    assert running.reloadable.certificate_warnings(expires - 100) == [warning]
+    running.issue()
+    running.reload()
+    assert running.reloadable.certificate_warnings(running.tls.expires - 30 * 86_400) == []
