@@ -40,7 +40,7 @@ def test_the_configuration_scrapes_the_exporter_and_reads_all_rules() -> None:
     [scrape] = config["scrape_configs"]
     assert scrape["job_name"] == "ai-ticket"
     assert scrape["static_configs"] == [{"targets": [f"localhost:{DEFAULTS.otel_prometheus_port}"]}]
-    assert {*config["rule_files"], "prometheus.yml"} == {file.name for file in PROMETHEUS.glob("*.yml")}
+    assert {*config["rule_files"], "prometheus.yml", "compose.yml"} == {file.name for file in PROMETHEUS.glob("*.yml")}
 
 
 @pytest.mark.parametrize("rule", RECORDINGS + ALERTS, ids=lambda rule: rule.get("alert") or rule["record"])
