@@ -79,6 +79,8 @@ class Batch:
         self._running: dict[Deferred[None], int] = {}
         self._size = 0
         self._next: Element | None = None
+        self._failed = 0
+        self._usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self._lags = False
         self._change: Deferred[None] | None = None
 
@@ -106,7 +108,7 @@ class Batch:
             raise
         finally:
             self._sign_of_life.cancel()
-        self._request.facts["events"] = self._begun
+        self._request.facts |= {"events": self._begun, "failed": self._failed, **self._usage}
         self._write(self._output.end())
         self._request.finish()
         return Streamed(200, error)
@@ -199,9 +201,13 @@ class Batch:
             raise InvalidParameter("stream must be false or absent in a batch")
         job = Job(event=event, client=self._client, timeout=self._rules.timeout, batch=True, span=self._request.span)
         completion = await self._pipeline.submit(job)
+        if completion.usage is not None:
+            self._usage["prompt_tokens"] += completion.usage.prompt_tokens
+            self._usage["completion_tokens"] += completion.usage.completion_tokens
         return {"status": 200, **answer_fields(completion, event, self._request.id)}
 
     def _error(self, error: DomainError) -> dict[str, Any]:
+        self._failed += 1
         found: dict[str, Any] = {"status": status_of(error), **error_object(error, self._request.id)}
         if error.retry_after is not None:
             found["retry_after"] = retry_after_seconds(error.retry_after)
