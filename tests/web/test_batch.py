@@ -453,5 +453,5 @@ def test_what_the_log_tells_of_a_batch(surface: Surface) -> None:
     finally:
         globalLogPublisher.removeObserver(logged.append)
     [line] = [event for event in logged if event.get("route") == "/events"]
-    facts = {name: line[name] for name in ("events", "failed", "prompt_tokens", "completion_tokens")}
-    assert facts == {"events": 3, "failed": 1, "prompt_tokens": 6, "completion_tokens": 4}
+    facts = {name: line[name] for name in ("events", "errors", "prompt_tokens", "completion_tokens")}
+    assert facts == {"events": 3, "errors": {"invalid_input_format": 1}, "prompt_tokens": 6, "completion_tokens": 4}
