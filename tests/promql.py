@@ -45,8 +45,8 @@ class _Registry(CollectorRegistry):
         super().register(collector)
 
 
-def exposed(folder: Path, namespace: str = "ai_ticket") -> Exposed:
-    """What the whole service, with two backends, registers."""
+def exposed(folder: Path, **settings: str) -> Exposed:
+    """What the whole service, with two backends and these settings, registers."""
     certificates = Certificates(folder)
     (folder / ".env").touch()
     registry = _Registry()
@@ -54,10 +54,10 @@ def exposed(folder: Path, namespace: str = "ai_ticket") -> Exposed:
         "AI_TICKET_ENV_FILE": str(folder / ".env"),
         "AI_TICKET_AUTH": "off",
         "KOBOLDCPP_API_URL": "http://a:1,http://b:2",
-        "METRICS_NAMESPACE": namespace,
         "OTEL_TRACES_EXPORTER": "none",
         "TLS_CERT_FILE": str(certificates.certificate),
         "TLS_KEY_FILE": str(certificates.key),
+        **settings,
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tap, "CollectorRegistry", lambda: registry)
