@@ -14,7 +14,6 @@ from cryptography.x509.oid import NameOID
 
 from ai_ticket.web.tls import CertificateError, TlsConnections, certificate_warnings, server_context
 
-
 BEGINS = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 ENDS = BEGINS + timedelta(days=90)
 
