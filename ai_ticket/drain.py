@@ -1,6 +1,7 @@
 """How the service comes to its end: whom it still serves, whom it waits for, and what it cuts."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Protocol
 
@@ -15,13 +16,16 @@ from ai_ticket.web.connections import CLOSE_SECONDS, Connections
 from ai_ticket.web.site import Site, Tally
 
 LINGER_SECONDS = 2.0
-"""How long an idle connection is kept once the ports are closed, for the request that may be on its way."""
+"""How long idle connections are kept when nothing is under way any more, for requests that may be on their way."""
 
 ABORT_SECONDS = 2.0
 """How long the model servers may take to hear that what we cut is to be stopped."""
 
 FAREWELL_SECONDS = 0.5
 """How long callers may take to say good-bye, who have nothing more to come."""
+
+BRIEFLY_SECONDS = 0.2
+"""How long those have whom a second signal cuts."""
 
 LOOK_SECONDS = 0.05
 
@@ -104,6 +108,9 @@ class Drain:
             await self._leave()
         except CancelledError:
             self._site.cut()
+            self._callers.leave()
+            with suppress(CancelledError):
+                await deferLater(self._clock, BRIEFLY_SECONDS)
         finally:
             self.phase = Phase.OVER
 
@@ -137,12 +144,14 @@ class Drain:
         self._pipeline.drain(deadline)
         await self._listeners.close()
         self._systemd.status(f"no longer listening: {self._site.in_flight} requests in flight")
-        lingered = self._clock.seconds() + LINGER_SECONDS
+        quiet_since = self._clock.seconds()
 
         def finished() -> bool:
+            nonlocal quiet_since
             if self._site.in_flight or self._callers.lagging:
+                quiet_since = self._clock.seconds()
                 return False
-            return not len(self._callers) or self._clock.seconds() >= lingered
+            return not len(self._callers) or self._clock.seconds() >= quiet_since + LINGER_SECONDS
 
         await self._wait_until(finished, deadline)
 

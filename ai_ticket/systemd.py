@@ -114,6 +114,20 @@ def _address(name: str) -> str | None:
     return "\0" + name[1:] if name.startswith("@") else name if name.startswith("/") else None
 
 
+def environment_at_start() -> dict[str, str]:
+    """The environment that the process was given.
+
+    As it is imported, Twisted takes out of `os.environ` what is said there of passed sockets, for an endpoint of its
+    own that knows one socket by each name.
+    """
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            entries = os.fsdecode(file.read()).split("\0")
+    except OSError:
+        return dict(os.environ)
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
 class PassedSocketError(Exception):
     """A socket was passed that can't be listened on."""
 

@@ -3,7 +3,6 @@
 import os
 import secrets
 import sys
-from functools import partial
 from random import Random
 from typing import Any
 from uuid import uuid4
@@ -23,7 +22,7 @@ from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.listening import Endpoint, Listeners
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
-from ai_ticket.systemd import Systemd, passed_sockets
+from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.logs_output import Stream
 from ai_ticket.telemetry.metrics import Metrics
@@ -168,7 +167,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
                 exporter,
             ),
         ],
-        partial(passed_sockets, os.environ),
+        lambda names: passed_sockets(environment_at_start(), names),
     )
     systemd = Systemd(os.environ, reactor)
     drain = Drain(

@@ -256,6 +256,10 @@ class Connections:
             if connection.codec is not None:
                 connection.codec.leave()
 
+    def later(self, seconds: float, call: Callable[[], None]) -> IDelayedCall:
+        """Call this after so long."""
+        return self._clock.callLater(seconds, call)
+
     def in_next_turn(self, call: Callable[[], None]) -> IDelayedCall:
         """Call this once the reactor has seen to the others."""
         return self._clock.callLater(0, call)

@@ -229,7 +229,8 @@ class Http1:
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.end()
-            self._answered(answer.last or self._is_last())
+            # While draining, a connection whose caller was not told stays for the next request, which tells it.
+            self._answered(answer.last or self._connection.connections.leaving or self._is_spent())
 
     def abort(self) -> None:
         """Cut the answer in pieces: a chunked body without its end shows that it was cut."""
@@ -246,13 +247,17 @@ class Http1:
             self.body_time.run()
 
     def _is_last(self) -> bool:
-        """Whether the answer under way is the last on this connection.
+        """Whether an answer that begins now is the last on this connection."""
+        return self._connection.connections.draining or self._is_spent()
+
+    def _is_spent(self) -> bool:
+        """Whether the connection can't take another request.
 
         A body that is still to come is waited for only if it is small and its size is known: reading a large one to
         the end just to keep the connection would cost more than a new connection.
         """
         request = self._request
-        if request is None or request.last or self._connection.connections.draining:
+        if request is None or request.last:
             return True
         if not self._body_pending():
             return False

@@ -9,6 +9,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ai_ticket.web.connections import Connection
@@ -20,6 +21,12 @@ MAX_CONCURRENT_STREAMS = 100
 
 MAX_OWED = 65_536
 """Bytes of replies to the peer's frames that may wait for a peer who takes nothing, before no more frames are read."""
+
+GOAWAY_SECONDS = 0.1
+"""How long callers have for their last answers, while we drain, until a GOAWAY closes the connection.
+
+Some clients (httpx) give up all of their streams when it comes, even those whose answers they have not looked at yet.
+"""
 
 RESET_BURST = 200
 RESETS_A_SECOND = 33.0
@@ -40,6 +47,7 @@ class Http2:
         self._events: deque[h2.events.Event] = deque()
         self._owed = 0
         self._closing = False
+        self._leaving: IDelayedCall | None = None
         self._resets = float(RESET_BURST)
         self._resets_at = self._now()
         self.deadline: float | None = self._now() + self._timeouts.header
@@ -87,7 +95,7 @@ class Http2:
         self._regulate()
 
     def _regulate(self) -> None:
-        if self._events or self._owed > MAX_OWED:
+        if self._events or self._owed > MAX_OWED or self._leaving is not None:
             self.connection.pause_reading()
         else:
             self.connection.resume_reading()
@@ -113,6 +121,9 @@ class Http2:
         """The connection is gone, and with it the callers of all requests under way."""
         self._closing = True
         self.deadline = None
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
         self._events.clear()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
@@ -128,8 +139,8 @@ class Http2:
             self._go_away()
 
     def leave(self) -> None:
-        """Close at once if idle; otherwise the last of the streams under way closes (see `forget`)."""
-        if not self._closing and self.idle:
+        """Close at once if idle; otherwise the last of the streams under way does (see `forget`)."""
+        if not self._closing and self.idle and self._leaving is None:
             self._go_away()
 
     # Requests.
@@ -204,18 +215,23 @@ class Http2:
         if not self._streams:
             self.deadline = self._now() + self._timeouts.keepalive
             if self.connection.connections.draining and not self._closing and not self._requests_wait():
-                self._go_away()
+                self._take_leave()
 
     def _requests_wait(self) -> bool:
         return any(isinstance(event, h2.events.RequestReceived) for event in self._events)
 
     # The connection.
 
-    def _go_away(self) -> None:
-        """Close with a GOAWAY: the caller of a request that crosses it knows that it was not taken.
+    def _take_leave(self) -> None:
+        """Take no more requests, and close in a moment. The caller of one that is not taken knows by the GOAWAY."""
+        if self._leaving is None:
+            self._leaving = self.connection.connections.later(GOAWAY_SECONDS, self._go_away)
+            self.deadline = None
+            self.connection.pause_reading()
 
-        It is not sent while streams are under way: clients built on h2 (httpx) would then give all of them up.
-        """
+    def _go_away(self) -> None:
+        """Close with a GOAWAY: the caller of a request that crosses it knows that it was not taken."""
+        self._leaving = None
         self.h2.close_connection()
         self.write()
         self._close()

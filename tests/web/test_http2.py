@@ -15,6 +15,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
+from ai_ticket.web.http2 import GOAWAY_SECONDS
+
 BODY = b'{"content": "hello"}'
 HEADERS = [("authorization", "Bearer secret"), ("content-type", "application/json")]
 
@@ -233,6 +235,7 @@ def test_a_drain_waits_for_the_requests_of_the_next_turn(surface: Surface) -> No
     surface.connections.leave()
     assert not client.transport.disconnecting
     surface.clock.advance(0)
+    surface.clock.advance(GOAWAY_SECONDS)
     assert client.transport.disconnecting
     assert goaway(client) == 39, "the last stream that was taken"
     assert surface.recorder.finished == [("/health/live", "GET", 200)] * 20
@@ -341,8 +344,8 @@ def goaway(client: Http2Client) -> int | None:
 
 
 @pytest.mark.parametrize("leaving", [False, True])
-def test_draining_sends_goaway_behind_the_last_answer(surface: Surface, leaving: bool) -> None:
-    """Some clients give up all of their streams when it comes before."""
+def test_draining_sends_goaway_after_the_last_answer(surface: Surface, leaving: bool) -> None:
+    """Some clients give up all of their streams when it comes before they have read that; so there is a pause."""
     waiting: Deferred[object] = Deferred()
     surface.pipeline.answer = lambda: waiting
     client = surface.connect2()
@@ -355,9 +358,24 @@ def test_draining_sends_goaway_behind_the_last_answer(surface: Surface, leaving:
     assert (status, headers["retry-after"]) == (503, "5")
     assert not client.transport.disconnecting
     waiting.callback(COMPLETION)
+    client.exchange()
+    surface.connections.leave()
+    assert not client.transport.disconnecting
+    assert client.transport.producerState == "paused", "the next request is not taken, and its caller told so"
+    surface.clock.advance(GOAWAY_SECONDS)
+    assert client.transport.producerState == "producing", "to hear the caller's good-bye"
     assert goaway(client) == refused
     assert client.response(stream)[0] == 200
     assert client.transport.disconnecting
+
+
+def test_a_caller_who_goes_as_we_take_our_leave_leaves_nothing_behind(surface: Surface) -> None:
+    client = surface.connect2()
+    surface.connections.drain()
+    client.request("GET", "/health/live")
+    assert surface.clock.getDelayedCalls()
+    client.connection.connectionLost(Failure(ConnectionDone()))
+    assert not surface.clock.getDelayedCalls()
 
 
 def test_an_idle_connection_is_left_with_a_goaway(surface: Surface) -> None:
@@ -379,6 +397,7 @@ def test_a_stream_that_is_cut_is_reset_before_we_leave(surface: Surface) -> None
     client.exchange()
     surface.connections.drain()
     surface.site.cut()
+    surface.clock.advance(GOAWAY_SECONDS)
     assert goaway(client) == 1
     assert [event.stream_id for event in client.events if isinstance(event, h2.events.StreamReset)] == [1]
 
