@@ -158,7 +158,7 @@ def _decode_read(raw: Raw | UnsetType, type: Any, path: str) -> Any:
     except msgspec.ValidationError as error:
         raise PromptExtractionFailed(where(error, path))
     except JSONError as error:
-        raise InvalidRequest(f"{path}: {error}", message="The body is not valid JSON.")
+        raise InvalidRequest(f"{path}: {error}", message="The event is not valid JSON.")
 
 
 def absent(raw: Raw | UnsetType) -> bool:

@@ -256,6 +256,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if settings.otel_exporter_otlp_client_key is not None and settings.otel_exporter_otlp_client_certificate is None:
         found.append("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: not set, though OTEL_EXPORTER_OTLP_CLIENT_KEY is")
+    if settings.tls_port and settings.http_port == settings.tls_port:
+        found.append(problem("HTTP_PORT", settings.http_port, "must be another one than TLS_PORT"))
     try:
         ranks = parse_api_urls(settings.koboldcpp_api_url)
     except ValueError as error:

@@ -2,6 +2,9 @@
 
 from typing import ClassVar
 
+SHUTDOWN_RETRY_SECONDS = 5.0
+"""When a caller may come back to a service that is shutting down: another instance, or the next start, takes it."""
+
 
 class DomainError(Exception):
     """A fault that the caller is told of.
@@ -31,7 +34,7 @@ class InvalidRequest(DomainError):
 
 class InvalidInputFormat(DomainError):
     code = "invalid_input_format"
-    default_message = "The body must be a JSON object."
+    default_message = "An event must be a JSON object."
 
 
 class MissingContentField(DomainError):
@@ -62,6 +65,9 @@ class Overloaded(DomainError):
 class ShuttingDown(DomainError):
     code = "shutting_down"
     default_message = "The service is shutting down."
+
+    def __init__(self, details: str | None = None, *, retry_after: float = SHUTDOWN_RETRY_SECONDS):
+        super().__init__(details, retry_after=retry_after)
 
 
 class DeadlineExceeded(DomainError):

@@ -115,7 +115,7 @@ def parse_event(body: bytes, limits: EventLimits, *, marked: bool = False) -> Ev
         strictjson.check(body)
         envelope, marked_now = _read_envelope(body)
     except JSONError as error:
-        raise InvalidRequest(str(error), message="The body is not valid JSON.")
+        raise InvalidRequest(str(error), message="The event is not valid JSON.")
     if isinstance(envelope.content, UnsetType):
         raise MissingContentField
 
@@ -206,4 +206,4 @@ def _refuse_lone_surrogates(event: Event) -> None:
     read += event.parameters.stop or []
     read += [text for pair in (event.metadata or {}).items() for text in pair]
     if any(LONE_SURROGATE_MARK in text for text in read):
-        raise InvalidRequest("a lone surrogate in a text", message="The body is not valid JSON.")
+        raise InvalidRequest("a lone surrogate in a text", message="The event is not valid JSON.")

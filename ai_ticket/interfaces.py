@@ -92,6 +92,9 @@ class Backend(Protocol):
     async def probe(self) -> BackendState:
         """Ask the server what it is, without generating anything. Never fails: the state says what is wrong."""
 
+    async def settle(self) -> None:
+        """Wait until it has been told of every generation that was to be stopped, or could not be. Never fails."""
+
 
 class Job(Struct, eq=False, kw_only=True):
     """An event on its way through the pipeline.
@@ -127,8 +130,8 @@ class Pipeline(Protocol):
     """Takes events in, and answers each when its turn has come."""
 
     @property
-    def max_concurrency(self) -> int:
-        """How many events it has under way at a time, at the most. No batch need offer more at once."""
+    def batch_window(self) -> int:
+        """How many events a batch is to offer at a time: enough of them to keep all slots busy, and no more."""
 
     async def submit(self, job: Job) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation.
@@ -139,7 +142,7 @@ class Pipeline(Protocol):
     def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in.
 
-        @raise Overloaded: it would not.
+        @raise Overloaded: it would not, and is counted as refused.
         """
 
     def position(self, job: Job) -> int | None:

@@ -3,6 +3,7 @@
 import os
 import ssl
 import stat
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -15,7 +16,7 @@ from ai_ticket.environment import ENV_FILE, Loaded, problem, read_file
 from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.settings import Settings, variables
 from ai_ticket.tokens import parse_tokens
-from ai_ticket.web.tls import CertificateError, server_context
+from ai_ticket.web.tls import CertificateError, certificate_warnings, server_context
 
 
 def problems(settings: Settings) -> list[str]:
@@ -25,7 +26,7 @@ def problems(settings: Settings) -> list[str]:
 
 def warnings(loaded: Loaded) -> list[str]:
     """One line for each thing that the operator may not have meant. Looks at files, so it blocks."""
-    return [*_open_files(loaded), *_open_doors(loaded.settings)]
+    return [*_open_files(loaded), *_open_doors(loaded.settings), *_certificate_dates(loaded.settings)]
 
 
 def _open_files(loaded: Loaded) -> Iterator[str]:
@@ -35,6 +36,7 @@ def _open_files(loaded: Loaded) -> Iterator[str]:
         yield from _others_may(loaded.origin.env_file, ENV_FILE)
     if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
         yield from _others_may(settings.ai_ticket_auth_token_file, "AI_TICKET_AUTH_TOKEN_FILE")
+    yield from _others_may(settings.tls_key_file, "TLS_KEY_FILE")
 
 
 def _others_may(path: str, variable: str) -> Iterator[str]:
@@ -65,6 +67,14 @@ def _certificate(settings: Settings) -> Iterator[str]:
         server_context(settings.tls_cert_file, settings.tls_key_file)
     except CertificateError as error:
         yield str(error)
+
+
+def _certificate_dates(settings: Settings) -> Iterator[str]:
+    try:
+        context = server_context(settings.tls_cert_file, settings.tls_key_file)
+    except CertificateError:
+        return  # `problems` says so
+    yield from certificate_warnings(context, settings.tls_cert_file, time.time())
 
 
 def _tokens(settings: Settings) -> Iterator[str]:

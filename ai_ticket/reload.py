@@ -11,7 +11,7 @@ from ai_ticket.environment import ConfigurationError, Loaded, load_again, overri
 from ai_ticket.settings import variables
 from ai_ticket.telemetry.logs import LEVELS
 from ai_ticket.web.auth import InThread, TokenFile
-from ai_ticket.web.tls import CertificateError, TlsConnections, server_context
+from ai_ticket.web.tls import CertificateError, TlsConnections, certificate_warnings, server_context
 
 
 class LiveSettings:
@@ -44,15 +44,30 @@ class LiveSettings:
             for variable in changed
             if variable.name in self._put_into_force
         }
+        level = values.pop("LOG_LEVEL", None)
+        taken = {name: value for name, value in values.items() if self._take(name, value)}
         # What changed is said while the more talkative of the two log levels is in force.
         quieter = LEVELS[new.settings.log_level] > LEVELS[self._in_force.log_level]
+        if level is not None:
+            taken["LOG_LEVEL"] = level
         if quieter:
-            self._say(values)
-        for name, value in values.items():
-            self._put_into_force[name](value)
-            self._in_force = replace(self._in_force, **{variables()[name].field: value})
+            self._say(taken)
+        if level is not None:
+            self._take("LOG_LEVEL", level)
         if not quieter:
-            self._say(values)
+            self._say(taken)
+
+    def _take(self, name: str, value: Any) -> bool:
+        """Put a new value into force, if that can be done."""
+        try:
+            self._put_into_force[name](value)
+        except ValueError as error:
+            self._log.error(
+                "{variable}: the value read last stays in force: {reason}", variable=name, reason=str(error)
+            )
+            return False
+        self._in_force = replace(self._in_force, **{variables()[name].field: value})
+        return True
 
     def _warn(self, new: Loaded, changed: list[str]) -> None:
         warnings = [warning for warning in new.warnings if warning not in self._loaded.warnings]
@@ -93,6 +108,10 @@ class Reloadable:
             if self.token_file is not None:
                 await self.token_file.reload(in_thread, force=True)
             await self._reload_certificate(in_thread)
+
+    def certificate_warnings(self, now: float) -> list[str]:
+        """What is or soon will be wrong with the certificate in force. `now`: seconds since the epoch."""
+        return list(certificate_warnings(self._tls.context, self._certificate_files[0], now))
 
     async def _reload_certificate(self, in_thread: InThread) -> None:
         try:

@@ -1,51 +1,34 @@
-"""The service tree: what starts in which order, what signals do, and the stop that waits for what is in flight."""
+"""The service tree: what starts in which order, what signals do, and what ends in which order."""
 
-import errno
 import resource
 import signal
-from collections.abc import Callable
-from enum import Enum, auto
 from typing import Any
 
-from msgspec import Struct
-from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
+from ai_ticket.drain import Drain
+from ai_ticket.listening import Listeners
 from ai_ticket.reload import Reloadable
+from ai_ticket.systemd import Systemd
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.web.auth import InThread, TokenFile
-from ai_ticket.web.connections import CLOSE_SECONDS, Connections
-from ai_ticket.web.site import Site
+from ai_ticket.web.connections import Connections
 
-BACKLOG = 1024
-POLL_SECONDS = 0.05
+STOP_SECONDS = 10.0
+"""How long a part of the background may take to end."""
 
+CERTIFICATE_SECONDS = 86_400.0
+"""Between two looks at whether the certificate is about to expire."""
 
-class Endpoint(Struct, frozen=True):
-    """A port to listen on. An empty host means all addresses, IPv6 and IPv4."""
-
-    name: str
-    variable: str
-    host: str
-    port: int
-    factory: IProtocolFactory
-
-
-class Phase(Enum):
-    """Of the service's life."""
-
-    SERVING = auto()
-    DRAINING = auto()
-    STOPPING = auto()
+SERVING = "serving"
 
 
 class AITicket(MultiService):
-    """The daemon. Its children are what runs in the background: the model server, the prober."""
+    """The daemon. Its children are what runs in the background, in the order in which they start, and end."""
 
     _log = Logger()
 
@@ -55,34 +38,32 @@ class AITicket(MultiService):
         reactor: Any,
         logs: Logs,
         warnings: list[str],
-        endpoints: list[Endpoint],
+        listeners: Listeners,
         connections: list[Connections],
-        site: Site,
+        drain: Drain,
+        systemd: Systemd,
         reloadable: Reloadable,
         reload_interval: float,
-        grace: float,
         in_thread: InThread,
     ):
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
         self._logs = logs
         self._warnings = warnings
-        self._endpoints = endpoints
+        self._listeners = listeners
         self._connections = connections
-        self._site = site
+        self._drain = drain
+        self._systemd = systemd
         self._reloadable = reloadable
-        self._grace = grace
         self._in_thread = in_thread
-        self._ports: list[IListeningPort] = []
-        self._watch = LoopingCall(self._reload_tokens, reloadable.token_file)
-        self._watch.clock = reactor
         self._reload_interval = reload_interval
-        self._phase = Phase.SERVING
-
-    @property
-    def draining(self) -> bool:
-        """Whether the service has been told to stop."""
-        return self._phase is not Phase.SERVING
+        self._token_watch = LoopingCall(self._reload_tokens, reloadable.token_file)
+        self._certificate_watch = LoopingCall(self._warn_of_certificate)
+        self._token_watch.clock = self._certificate_watch.clock = reactor
+        self._reloads = 0
+        self._draining: Deferred[None] | None = None
+        self._ending: Deferred[None] | None = None
+        self._hurried = False
 
     def setServiceParent(self, parent: IService) -> None:
         """Join an application, and give it our log: the same way from the .tac as from the plugin."""
@@ -93,71 +74,67 @@ class AITicket(MultiService):
     def startService(self) -> None:
         """Listen, then start the rest.
 
-        @raise SystemExit: a port can't be listened on; the log says which.
+        @raise CannotStart: a port can't be listened on.
         """
         self._logs.start()
         for warning in self._warnings:
             self._log.warn("{warning}", warning=warning)
         _raise_file_limit()
-        for endpoint in self._endpoints:
-            self._listen(endpoint)
+        self._listeners.open()
         for connections in self._connections:
             connections.start()
         super().startService()  # type: ignore[no-untyped-call]
         if self._reloadable.token_file is not None:
-            self._watch.start(self._reload_interval, now=False).addErrback(
-                lambda failure: self._log.failure("watching the token file failed", failure)
-            )
-        self._reactor.callWhenRunning(self._install_signals)
+            self._repeat(self._token_watch, self._reload_interval, "watching the token file failed")
+        self._repeat(self._certificate_watch, CERTIFICATE_SECONDS, "watching the certificate failed")
+        self._reactor.callWhenRunning(self._started)
 
-    async def _stop(self) -> None:
-        if self._watch.running:
-            self._watch.stop()
-        for port in self._ports:
-            await _stopped(port)
-        for connections in self._connections:
-            connections.stop()
-        await super().stopService()  # type: ignore[no-untyped-call]
+    def _started(self) -> None:
+        """The reactor runs. Only now can signals be ours: it sets handlers of its own when it starts."""
+        self._install_signals()
+        self._systemd.ready(SERVING)
+
+    def _repeat(self, call: LoopingCall, seconds: float, failed: str) -> None:
+        call.start(seconds, now=False).addErrback(lambda failure: self._log.failure(failed, failure))
+
+    # The end.
 
     def stopService(self) -> Deferred[None]:
-        """Stop listening, cut what is open, and end the background; fires when all of it has ended."""
-        self._phase = Phase.STOPPING
+        """Cut what is open, and end the background, one part after the other; fires when all of it has ended."""
+        Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
-    # Ports.
+    async def _stop(self) -> None:
+        for watch in (self._token_watch, self._certificate_watch):
+            if watch.running:
+                watch.stop()
+        await self._listeners.close_at_once()
+        for connections in self._connections:
+            connections.stop()
+        for child in self:
+            if child.running:
+                await self._ended(child)
+        self._drain.report()
+        self._systemd.stop()
 
-    def _listen(self, endpoint: Endpoint) -> None:
-        hosts = [endpoint.host] if endpoint.host else ["::", "0.0.0.0"]
-        for host in hosts:
-            try:
-                port = self._reactor.listenTCP(endpoint.port, endpoint.factory, backlog=BACKLOG, interface=host)
-            except CannotListenError as error:
-                # "::" takes IPv4 as well, but can't be had where IPv6 is switched off.
-                in_use = getattr(error.socketError, "errno", None)
-                if host == hosts[-1] or in_use in _TAKEN:
-                    reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
-                    self._log.critical(
-                        "{variable}={port}: can't listen on {host}: {reason}",
-                        variable=endpoint.variable,
-                        port=endpoint.port,
-                        host=host,
-                        reason=reason,
-                    )
-                    raise SystemExit(1)
-            else:
-                self._ports.append(port)
-                self._log.info(
-                    "listening for {endpoint} on {host} port {port}",
-                    endpoint=endpoint.name,
-                    host=host,
-                    port=port.getHost().port,
-                )
-                return
+    async def _ended(self, child: Service) -> None:
+        """End a part of the background, which may take a while, but not for ever."""
+        name = child.name or type(child).__name__
+        self._ending = maybeDeferred(child.stopService)
+        self._ending.addTimeout(0 if self._hurried else STOP_SECONDS, self._reactor)
+        try:
+            await self._ending
+        except (TimeoutError, CancelledError):
+            if not self._hurried:
+                self._log.warn("{part} did not end in time", part=name)
+        except Exception:
+            self._log.failure("{part} did not end as it should", part=name)
+        finally:
+            self._ending = None
 
     # Signals.
 
     def _install_signals(self) -> None:
-        """Set our handlers; the reactor's own, which it sets when it starts, would end the process with status 143."""
         for number, act in (
             (signal.SIGTERM, self._stop_requested),
             (signal.SIGINT, self._stop_requested),
@@ -166,63 +143,43 @@ class AITicket(MultiService):
             signal.signal(number, lambda *_, act=act: self._reactor.callFromThread(act))
 
     def _stop_requested(self) -> None:
-        if self._phase is Phase.SERVING:
-            self._phase = Phase.DRAINING
-            self._log.info("stopping: {count} requests in flight", count=self._site.in_flight)
-            Deferred.fromCoroutine(self._drain()).addErrback(
-                lambda failure: self._log.failure("draining failed", failure)
-            ).addBoth(lambda _: self._end())
-        else:
-            self._log.warn("stopping at once: told so a second time")
-            self._end()
-
-    def _end(self) -> None:
-        if self._phase is not Phase.STOPPING:
-            self._phase = Phase.STOPPING
-            self._reactor.stop()
-
-    async def _drain(self) -> None:
-        """Close the ports, let what is in flight finish within the grace period, then close what is open."""
-        for port in self._ports:
-            await _stopped(port)
-        self._ports.clear()
-        for connections in self._connections:
-            connections.drain()
-        total = self._site.in_flight
-        await self._wait_until(lambda: not self._site.in_flight, self._grace)
-        cut = self._site.in_flight
-        self._site.cut()
-        await self._wait_until(lambda: not any(len(connections) for connections in self._connections), CLOSE_SECONDS)
-        self._log.info("stopped: {finished} requests finished, {cut} cut", finished=total - cut, cut=cut)
-
-    async def _wait_until(self, true: Callable[[], bool], seconds: float) -> None:
-        end = self._reactor.seconds() + seconds
-        while not true() and self._reactor.seconds() < end and self._phase is Phase.DRAINING:
-            pause: Deferred[None] = Deferred()
-            self._reactor.callLater(POLL_SECONDS, pause.callback, None)
-            await pause
-
-    # Reloading.
+        if self._draining is None:
+            self._draining = Deferred.fromCoroutine(self._drain.run())
+            self._draining.addErrback(lambda failure: self._log.failure("draining failed", failure))
+            self._draining.addBoth(lambda _: self._reactor.stop() if self.running else None)
+            return
+        self._log.warn("stopping at once: told so a second time")
+        self._hurried = True
+        self._draining.cancel()
+        if self._ending is not None:
+            self._ending.cancel()
 
     def _reload_requested(self) -> None:
         self._logs.forget_repeats()
         self._log.info("reloading")
-        Deferred.fromCoroutine(self._reloadable.reload(self._in_thread)).addErrback(
+        self._systemd.reloading()
+        self._reloads += 1
+        Deferred.fromCoroutine(self._reload()).addErrback(
             lambda failure: self._log.failure("reloading failed", failure)
-        )
+        ).addBoth(lambda _: self._reloaded())
+
+    async def _reload(self) -> None:
+        await self._reloadable.reload(self._in_thread)
+        self._warn_of_certificate()
+
+    def _reloaded(self) -> None:
+        self._reloads -= 1
+        if not self._reloads:
+            self._systemd.ready(SERVING)
+
+    # What is looked at from time to time.
 
     def _reload_tokens(self, token_file: TokenFile) -> Deferred[None]:
         return Deferred.fromCoroutine(token_file.reload(self._in_thread))
 
-
-_TAKEN = (errno.EACCES, errno.EADDRINUSE)
-"""What another address would not help against."""
-
-
-async def _stopped(port: IListeningPort) -> None:
-    stopping = port.stopListening()
-    if stopping is not None:
-        await stopping
+    def _warn_of_certificate(self) -> None:
+        for warning in self._reloadable.certificate_warnings(self._reactor.seconds()):
+            self._log.warn("{warning}", warning=warning)
 
 
 def _raise_file_limit() -> None:

@@ -124,6 +124,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     request_timeout_seconds: Annotated[Seconds, _help("an event's deadline, from its arrival, waiting included")] = 120
     default_max_tokens: Annotated[Count, _help("max_tokens of an event that names none")] = 512
     max_tokens_limit: Annotated[Count, _help("largest max_tokens that an event may ask for")] = 4096
+    shutdown_delay_seconds: Annotated[
+        Annotated[float, Meta(ge=0, le=3600)],
+        _help("time that a service which is stopped serves on for those who have not heard yet"),
+    ] = 0.0
     shutdown_grace_seconds: Annotated[Seconds, _help("time for what is in flight when the service is stopped")] = 120.0
 
     log_level: Annotated[LogLevel, _help("least severe level that is logged")] = "INFO"
@@ -212,8 +216,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 NOT_YET_IN_FORCE = frozenset(
     """
-    CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
-    SHUTDOWN_DELAY_SECONDS WORKERS
+    CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB WORKERS
     """.split()
 )
 """Variables of the contract whose feature comes later: known, answered with a warning, without effect."""

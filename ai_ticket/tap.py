@@ -8,18 +8,23 @@ from typing import Any
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.usage import Options as UsageOptions
 
-from ai_ticket import preflight
+from ai_ticket import preflight, twistd
 from ai_ticket.assembly import forgetting, make_limiter, make_pipeline, make_pool
+from ai_ticket.drain import Drain
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
 from ai_ticket.limit.memory import MemoryLimiter
+from ai_ticket.listening import Endpoint, Listeners
 from ai_ticket.reload import LiveSettings, Reloadable
-from ai_ticket.service import AITicket, Endpoint
+from ai_ticket.service import AITicket
+from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
 from ai_ticket.telemetry.logs import Logs
+from ai_ticket.telemetry.logs_output import Stream
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.telemetry.tracing_setup import make_tracing
@@ -57,17 +62,23 @@ def makeService(options: UsageOptions, reactor: Any = None) -> AITicket:
         problems = preflight.problems(loaded.settings)
         if problems:
             raise ConfigurationError(problems)
+        log = twistd.log_file(options, sys.argv)
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"ai-ticket: {problem}", file=sys.stderr)  # noqa: T201
         raise SystemExit(1)
-    return build(loaded, reactor)
+    return build(loaded, reactor, log)
 
 
-def build(loaded: Loaded, reactor: Any) -> AITicket:
-    """The service with these settings, which have passed `preflight`, on this reactor."""
+def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
+    """The service with these settings, which have passed `preflight`, on this reactor.
+
+    @param log: where the log goes; standard output by default.
+    """
     settings = loaded.settings
-    logs = Logs(settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor)
+    logs = Logs(
+        settings.log_level, settings.log_format, payloads_a_minute(settings.log_payloads), reactor=reactor, out=log
+    )
     random = Random()  # noqa: S311 - only jitter comes from it
     registry = CollectorRegistry()
     metrics = Metrics(settings.metrics_namespace, registry)
@@ -114,7 +125,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         limiter=limiter,
         clock=reactor,
         recorder=metrics,
-        draining=lambda: service.draining,
+        draining=lambda: drain.refusing,
     )
     events = EventRoutes(
         gate=gate,
@@ -125,7 +136,7 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         request_timeout=settings.request_timeout_seconds,
         sampling=logs.payloads.sampling,
     )
-    health = HealthRoutes(lambda: pool.states, draining=lambda: service.draining)
+    health = HealthRoutes(lambda: pool.states, draining=lambda: drain.announced)
 
     def make_site(routes: list[Any]) -> Site:
         return Site(
@@ -141,15 +152,35 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
     tls = TlsConnections(server_context(certificate_file, key_file))
     secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)
     secure.noisy = False
-    endpoints = [Endpoint("https", "TLS_PORT", settings.bind_host, settings.tls_port, secure)]
-    if settings.http_port is not None:
-        plain = ConnectionFactory(callers, site, secure=False)
-        endpoints.append(Endpoint("http", "HTTP_PORT", settings.bind_host, settings.http_port, plain))
+    plain = ConnectionFactory(callers, site, secure=False)
     exporter = ConnectionFactory(scrapers, make_site(metrics_routes), secure=False)
-    endpoints.append(
-        Endpoint(
-            "metrics", "OTEL_PROMETHEUS_PORT", settings.otel_prometheus_host, settings.otel_prometheus_port, exporter
-        )
+    listeners = Listeners(
+        reactor,
+        [
+            Endpoint("https", "TLS_PORT", settings.bind_host, settings.tls_port, secure),
+            Endpoint("http", "HTTP_PORT", settings.bind_host, settings.http_port, plain),
+            Endpoint(
+                "metrics",
+                "OTEL_PROMETHEUS_PORT",
+                settings.otel_prometheus_host,
+                settings.otel_prometheus_port,
+                exporter,
+            ),
+        ],
+        lambda names: passed_sockets(environment_at_start(), names),
+    )
+    systemd = Systemd(os.environ, reactor)
+    drain = Drain(
+        reactor,
+        delay=settings.shutdown_delay_seconds,
+        grace=settings.shutdown_grace_seconds,
+        listeners=listeners,
+        callers=callers,
+        scrapers=scrapers,
+        site=site,
+        pipeline=pipeline,
+        stopped_at_backends=lambda: Deferred.fromCoroutine(pool.settle()),
+        systemd=systemd,
     )
     live_settings = LiveSettings(
         loaded,
@@ -164,9 +195,10 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
         reactor=reactor,
         logs=logs,
         warnings=[*loaded.warnings, *preflight.warnings(loaded)],
-        endpoints=endpoints,
+        listeners=listeners,
         connections=[callers, scrapers],
-        site=site,
+        drain=drain,
+        systemd=systemd,
         reloadable=Reloadable(
             settings=live_settings,
             token_file=token_file,
@@ -175,13 +207,12 @@ def build(loaded: Loaded, reactor: Any) -> AITicket:
             key_file=key_file,
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
-        grace=settings.shutdown_grace_seconds,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
     )
     metrics.watch("server_connections", "Open connections of callers.", lambda: len(callers))
     metrics.watch("server_streams", "Answers in pieces under way.", lambda: site.streams)
     metrics.watch("tls_certificate_expiry_timestamp_seconds", "When the certificate expires.", lambda: tls.expires)
-    # Tracing comes last: it is what the others tell of their end.
-    for child in (pipeline, *limiting, forgetting(invalid_tokens, reactor), *children, tracing):
+    # They end in this order: callers' quotas after what they ask for, and last tracing, which tells of all.
+    for child in (pipeline, *children, *limiting, forgetting(invalid_tokens, reactor), tracing):
         child.setServiceParent(service)
     return service

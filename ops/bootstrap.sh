@@ -130,9 +130,25 @@ remove_build() { rm -rf -- "$checkout/build/lib" "$checkout"/build/bdist.*; }
 
 # ---- What belongs to this checkout alone. Each is made once and never overwritten.
 
+# complete_env BACKEND: what an .env that somebody else wrote lacks to start, and only that.
+complete_env() {
+    local file=$checkout/.env backend=$1 lines=''
+    names() { printenv "$1" >/dev/null || grep -Eq "^[[:space:]]*(export[[:space:]]+)?$1=." "$file"; }
+    names AI_TICKET_AUTH_TOKEN_FILE || names AI_TICKET_AUTH_TOKEN || names AI_TICKET_AUTH ||
+        lines+=$'AI_TICKET_AUTH_TOKEN_FILE=ops/secrets/ai_ticket_auth_token.txt\n'
+    [[ $backend == '#'* ]] || names KOBOLDCPP_API_URL || lines+=$backend$'\n'
+    [[ -n $lines ]] || return 0
+    say "adding to .env: ${lines//$'\n'/ }"
+    [[ -z $(tail -c 1 -- "$file") ]] || lines=$'\n'$lines
+    printf %s "$lines" >>"$file"
+}
+
 make_env() {
     local file=$checkout/.env backend=$1
-    [[ ! -e $file ]] || return 0
+    if [[ -e $file ]]; then
+        complete_env "$backend"
+        return 0
+    fi
     say 'writing .env'
     (
         umask 077
@@ -150,6 +166,9 @@ AI_TICKET_AUTH_TOKEN_FILE=ops/secrets/ai_ticket_auth_token.txt
 #TLS_PORT=8443
 #TLS_CERT_FILE=ops/certs/server.crt
 #TLS_KEY_FILE=ops/certs/server.key
+
+# Traces go nowhere. Without this line they go to standard error, or to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names.
+OTEL_TRACES_EXPORTER=none
 TEXT
         mv -- "$file.new" "$file"
     )

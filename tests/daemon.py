@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,15 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 30.0
 TOKEN = "a-canary-token-Zq81"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
+
+PASS_SOCKETS = """
+import os, sys
+for number, passed in enumerate(sys.argv[1].split(), 3):
+    os.dup2(int(passed), number)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes a program that gets sockets as systemd passes them."""
 
 
 def wait_until(true: Callable[[], Any], what: str) -> Any:
@@ -53,13 +63,16 @@ class Certificates:
         """A new certificate in the place of the old."""
         issued = self.authority.issue_cert("localhost", "127.0.0.1")
         self.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        self.key.touch(0o600)
         issued.private_key_pem.write_to_path(self.key)
 
 
 class Daemon:
-    """`twistd` with our .tac, or our plugin."""
+    """`twistd` with our .tac, or our plugin; `listening` are sockets that it gets as systemd passes them, by name."""
 
-    def __init__(self, folder: Path, *command: str, **environ: str):
+    def __init__(
+        self, folder: Path, *command: str, listening: Mapping[str, socket.socket] | None = None, **environ: str
+    ):
         self.folder = folder
         self.certificates = Certificates(folder)
         base = {
@@ -77,18 +90,24 @@ class Daemon:
             "TLS_CERT_FILE": str(self.certificates.certificate),
             "TLS_KEY_FILE": str(self.certificates.key),
             "AI_TICKET_AUTH_TOKEN": TOKEN,
+            "RATE_LIMIT_REQUESTS": "0",
             **environ,
         }
         twistd = str(Path(sys.executable).parent / "twistd")
         self._out = open(folder / "out.log", "w")  # noqa: SIM115
         self._err = open(folder / "err.log", "w")  # noqa: SIM115
+        passing: list[str] = []
+        if listening:
+            passing = [sys.executable, "-c", PASS_SOCKETS, " ".join(str(each.fileno()) for each in listening.values())]
+            self.environ |= {"LISTEN_FDS": str(len(listening)), "LISTEN_FDNAMES": ":".join(listening)}
         self.process = subprocess.Popen(
-            [twistd, "--nodaemon", "--pidfile=", *(command or ("-y", str(ROOT / "ai_ticket.tac")))],
+            [*passing, twistd, "--nodaemon", "--pidfile=", *(command or ("-y", str(ROOT / "ai_ticket.tac")))],
             cwd=folder,
             env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,
+            pass_fds=[each.fileno() for each in listening.values()] if listening else (),
         )
 
     @property
@@ -210,8 +229,10 @@ class ModelServer:
 
 
 @contextmanager
-def running(folder: Path, *command: str, **environ: str) -> Iterator[Daemon]:
-    daemon = Daemon(folder, *command, **environ)
+def running(
+    folder: Path, *command: str, listening: Mapping[str, socket.socket] | None = None, **environ: str
+) -> Iterator[Daemon]:
+    daemon = Daemon(folder, *command, listening=listening, **environ)
     try:
         yield daemon
     finally:

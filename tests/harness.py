@@ -101,7 +101,7 @@ class MemoryPipeline:
         self.answer: Callable[[], Any] = lambda: succeed(COMPLETION)
         self.refusal: DomainError | None = None
         self.place: int | None = None
-        self.max_concurrency = 8
+        self.batch_window = 8
 
     @property
     def events(self) -> list[Event]:

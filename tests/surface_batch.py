@@ -55,7 +55,7 @@ class Upload:
             self._connection.dataReceived(data)
             return
         for start in range(0, len(data), 16_384):
-            if self._stream_id in self._client.h2.streams and not self._over:
+            if not self._over:
                 self._client.h2.send_data(self._stream_id, data[start : start + 16_384])
                 self._client.exchange()
 
@@ -105,6 +105,11 @@ class Upload:
             self._client.exchange()
 
     # What has come back.
+
+    @property
+    def raw(self) -> bytes:
+        """Of HTTP/1.1, all bytes."""
+        return self._transport.value()
 
     def _response(self) -> tuple[int, dict[str, str], bytes]:
         if self.http2:

@@ -1,8 +1,10 @@
 """What is looked at before a start, beyond the values themselves."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 
 from ai_ticket import preflight
 from ai_ticket.environment import load
@@ -26,6 +28,8 @@ def warned(tmp_path: Path, **environ: str) -> list[str]:
             {
                 "AI_TICKET_ENV_FILE": str(tmp_path / "my.env"),
                 "AI_TICKET_AUTH_TOKEN_FILE": str(tmp_path / "tokens"),
+                "TLS_KEY_FILE": str(tmp_path / "server.key"),
+                "TLS_CERT_FILE": str(tmp_path / "server.crt"),
                 **environ,
             }
         )
@@ -38,17 +42,42 @@ def warned(tmp_path: Path, **environ: str) -> list[str]:
 def test_files_that_others_may_read(tmp_path: Path, mode: int, can: str | None) -> None:
     """Others, not a group: that is how a service of its own user gets to see what root keeps."""
     (tmp_path / "my.env").write_text("KOBOLDCPP_PASSWORD=sesame\n")
-    (tmp_path / "tokens").touch()
-    for path in (tmp_path / "my.env", tmp_path / "tokens"):
-        path.chmod(mode)
+    for name in ("my.env", "tokens", "server.key"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
     found = warned(tmp_path)
     if can is None:
         assert found == []
         return
     assert found == [
         f"{variable}: every user of this machine may {can} {tmp_path}/{name} (mode {mode:04o}); chmod 600 it"
-        for variable, name in (("AI_TICKET_ENV_FILE", "my.env"), ("AI_TICKET_AUTH_TOKEN_FILE", "tokens"))
+        for variable, name in (
+            ("AI_TICKET_ENV_FILE", "my.env"),
+            ("AI_TICKET_AUTH_TOKEN_FILE", "tokens"),
+            ("TLS_KEY_FILE", "server.key"),
+        )
     ]
+
+
+@pytest.mark.parametrize(("days", "what"), [(-1, "has expired on"), (13, "expires on"), (15, None)])
+def test_a_certificate_that_callers_refuse_or_soon_will(tmp_path: Path, days: int, what: str | None) -> None:
+    """It does not keep the service from starting: an old certificate may be better than none."""
+    ends = datetime.now(UTC) + timedelta(days=days, minutes=1)
+    issued = trustme.CA().issue_cert("localhost", not_after=ends, not_before=ends - timedelta(days=90))
+    issued.private_key_pem.write_to_path(tmp_path / "server.key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    (tmp_path / "server.key").chmod(0o600)
+    (tmp_path / "my.env").touch()
+    found = warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1")
+    if what is None:
+        assert found == []
+    else:
+        [line] = found
+        assert line.startswith(f"TLS_CERT_FILE='{tmp_path}/server.crt': the certificate {what} {ends:%Y-%m-%d %H:%M}")
+    settings = Settings(
+        ai_ticket_auth=False, tls_cert_file=str(tmp_path / "server.crt"), tls_key_file=str(tmp_path / "server.key")
+    )
+    assert preflight.problems(settings) == []
 
 
 @pytest.mark.parametrize("text", ["LOG_LEVEL=INFO\n", "KOBOLDCPP_PASSWORD=\n"])

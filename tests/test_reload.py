@@ -27,6 +27,7 @@ class Running:
         self.environ = {"AI_TICKET_ENV_FILE": str(self.env_file), "AI_TICKET_AUTH_TOKEN_FILE": str(self.tokens)}
         self.taken: list[tuple[str, Any]] = []
         self.logged: list[tuple[str, str]] = []
+        self.refused: str | None = None
         self.env_file.write_text("LOG_LEVEL=INFO\n")
         self.tokens.write_text("one\n")
         self.issue()
@@ -50,7 +51,12 @@ class Running:
         )
 
     def taker(self, name: str) -> Callable[[Any], None]:
-        return lambda value: self.taken.append((name, value))
+        def take(value: Any) -> None:
+            if name == self.refused:
+                raise ValueError("not now")
+            self.taken.append((name, value))
+
+        return take
 
     def reload(self) -> list[tuple[str, str]]:
         """What is logged, by level."""
@@ -127,6 +133,18 @@ def test_what_is_broken_keeps_all_settings(running: Running, text: str | None) -
     assert settings_only(running) == [("MAX_CONCURRENCY", 5)]
 
 
+def test_a_value_that_can_t_be_taken_stays_as_it_was(running: Running) -> None:
+    running.start()
+    running.refused = "MAX_CONCURRENCY"
+    running.env_file.write_text("LOG_LEVEL=ERROR\nMAX_CONCURRENCY=3\n")
+    running.reload()
+    assert running.in_the_log("error") == ["MAX_CONCURRENCY: the value read last stays in force: not now"]
+    assert settings_only(running) == [("LOG_LEVEL", "ERROR")]
+    running.refused = None
+    running.reload()
+    assert settings_only(running)[1:] == [("MAX_CONCURRENCY", 3)]
+
+
 def test_what_the_environment_overrides_is_warned_of(running: Running) -> None:
     running.environ["LOG_LEVEL"] = "INFO"
     running.start()
@@ -195,3 +213,16 @@ def test_one_reload_at_a_time(running: Running) -> None:
             answer, call = waiting.pop()
             answer.callback(call())
         assert [reload.called for reload in reloads] == expected
+
+
+def test_warnings_are_of_the_certificate_in_force(running: Running) -> None:
+    running.start()
+    expires = running.tls.expires
+    [warning] = running.reloadable.certificate_warnings(expires - 100)
+    assert warning.startswith(f"TLS_CERT_FILE='{running.certificate}': the certificate expires on ")
+    running.certificate.write_text("broken")
+    running.reload()
+    assert running.reloadable.certificate_warnings(expires - 100) == [warning]
+    running.issue()
+    running.reload()
+    assert running.reloadable.certificate_warnings(running.tls.expires - 30 * 86_400) == []

@@ -112,6 +112,11 @@ class KoboldBackend:
         self._state = found
         return found
 
+    async def settle(self) -> None:
+        """Wait until the server has been told of every generation that was to be stopped, or could not be."""
+        async with self._server.aside:
+            pass  # who asks later has its turn later
+
     async def complete(
         self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN
     ) -> Completion:

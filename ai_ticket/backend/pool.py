@@ -96,11 +96,23 @@ class Pool:
         """All of them as one: up where any is."""
         return BackendState(name="pool", up=any(state.up for state in self.states), slots=self.slots)
 
+    def check(self) -> None:
+        """Whether an event, sent now, has a chance.
+
+        @raise NoBackendAvailable: every circuit is open.
+        """
+        self._table.check()
+
     async def probe(self) -> BackendState:
         """Ask each of them in turn."""
         for member in self.members:
             await member.probe()
         return self.state
+
+    async def settle(self) -> None:
+        """Wait until each of them has been told of every generation that was to be stopped, or could not be."""
+        for member in self.members:
+            await member.backend.settle()
 
     async def complete(
         self, event: Event, deadline: float, sink: Sink | None = None, span: Span = NO_SPAN

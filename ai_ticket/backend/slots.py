@@ -165,6 +165,14 @@ class SlotTable:
             member.circuit.abandoned(lease.ticket)
         self.dispatch()
 
+    def check(self) -> None:
+        """Whether anything may come of waiting for a slot.
+
+        @raise NoBackendAvailable: every circuit is open.
+        """
+        if not any(member.usable for member in self.members):
+            raise NoBackendAvailable(retry_after=self._retry_after())
+
     def elsewhere(self, tried: Collection[Member]) -> bool:
         """Whether the next attempt would go to a member that has not been tried."""
         return any(member not in tried for member in self._best(tried))
@@ -189,9 +197,12 @@ class SlotTable:
         self._set_wake()
 
     def _serve_one(self) -> bool:
-        if self._waiting and not any(member.usable for member in self.members):
-            self._waiting.pop(0).turn.errback(NoBackendAvailable(retry_after=self._retry_after()))
-            return True
+        if self._waiting:
+            try:
+                self.check()
+            except NoBackendAvailable as error:
+                self._waiting.pop(0).turn.errback(error)
+                return True
         now = self._clock.seconds()
         if not any(member.free(now) for member in self.members):
             return False

@@ -40,6 +40,10 @@ def run(options: Namespace) -> ExitStatus:
         console.warn(f"{path} may be read or written by others than its owner (mode {mode:04o})")
     if configured is None or Path(configured).absolute() != path.absolute():
         console.say(f"For the service to read it, set AI_TICKET_AUTH_TOKEN_FILE={path}")
+    else:
+        console.say(
+            "A service that runs accepts it within AI_TICKET_AUTH_TOKEN_RELOAD_INTERVAL, or at once after SIGHUP."
+        )
     console.out(token)
     return ExitStatus.OK
 

@@ -1,4 +1,4 @@
 """How often a client may call: sliding windows in memory and in Redis.
 
-May import `interfaces`, `urls` and `server_identity`; nothing of `pipeline`, `web` or `telemetry`.
+May import `interfaces` and `server_identity`; nothing of `pipeline`, `web` or `telemetry`.
 """

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail, succeed
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
@@ -20,6 +20,8 @@ from ai_ticket.limit.address import RedisAddress
 from ai_ticket.server_identity import VerifiedIdentity
 
 CALL_SECONDS = 0.25
+LATE_SECONDS = 0.05
+"""A timer that comes so late shows that it was the reactor that had no time."""
 CONNECT_SECONDS = 5.0
 PAUSE_SECONDS = 1.0
 """How long a server is left alone after a connection to it could not be made."""
@@ -114,13 +116,15 @@ class RedisLimiter:
 
     async def _ask(self, key: str, limit: int, span: int) -> Admission:
         deadline = self._clock.seconds() + CALL_SECONDS
+        connection = self._connection
+        if connection is None:
+            try:
+                connection = await self._connected().addTimeout(CALL_SECONDS, self._clock)
+            except TimeoutError:
+                raise RedisUnavailable("not connected yet")
         try:
-            connection = await self._connected().addTimeout(CALL_SECONDS, self._clock)
-        except TimeoutError:
-            raise RedisUnavailable("not connected yet")
-        answer: Deferred[Any] = connection.eval(self._script, [key], [limit, span])
-        try:
-            reply = await answer.addTimeout(max(0, deadline - self._clock.seconds()), self._clock)
+            answer: Deferred[Any] = connection.eval(self._script, [key], [limit, span])
+            reply = await self._in_time(answer, deadline)
             admitted, remaining, microseconds = map(int, reply)
         except TimeoutError:
             connection.close()
@@ -129,9 +133,30 @@ class RedisLimiter:
             raise RedisUnavailable(connection.explain(error))
         return Admission(bool(admitted), remaining, microseconds / 1_000_000)
 
+    def _in_time(self, answer: Deferred[Any], deadline: float) -> Deferred[Any]:
+        """The answer, or a TimeoutError. Where it is we who are late, what has come meanwhile is read first."""
+        timed_out = False
+        timer: IDelayedCall
+
+        def expire() -> None:
+            nonlocal timer, timed_out
+            timed_out = True
+            if self._clock.seconds() - deadline > LATE_SECONDS:
+                timer = self._clock.callLater(LATE_SECONDS, answer.cancel)
+            else:
+                answer.cancel()
+
+        def ended(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            if timed_out and isinstance(result, Failure) and result.check(CancelledError):
+                raise TimeoutError
+            return result
+
+        timer = self._clock.callLater(max(0, deadline - self._clock.seconds()), expire)
+        return answer.addBoth(ended)
+
     def _connected(self) -> "Deferred[_Connection]":
-        if self._connection is not None:
-            return succeed(self._connection)
         if self._connecting is None and self._clock.seconds() < self._paused_until:
             return fail(RedisUnavailable(self._reason))
         waiting = self._wait()

@@ -39,7 +39,7 @@ class Batches:
         @param ripened: called when it is time to take what waits, though the batch is not full.
         """
         self._clock = clock
-        self._size = size
+        self.size = size
         self._linger = linger
         self._ripened = ripened
         self._batch = Batch()
@@ -48,7 +48,7 @@ class Batches:
 
     def ripe(self, waiting: int, slots: int) -> bool:
         """Whether it is time to take what waits: as many as a batch has, or free slots. If not, it will `ripen`."""
-        if not self._linger or self._lingered or self._batch.room or waiting >= min(self._size, slots):
+        if not self._linger or self._lingered or self._batch.room or waiting >= min(self.size, slots):
             return True
         if self._timer is None:
             self._timer = self._clock.callLater(self._linger, self._linger_ended)
@@ -58,7 +58,7 @@ class Batches:
         """The batch to which the next event belongs that is taken from so many."""
         if not self._batch.room:
             self.close()
-            self._batch = Batch(self._clock.seconds(), max(1, min(self._size, waiting, slots)))
+            self._batch = Batch(self._clock.seconds(), max(1, min(self.size, waiting, slots)))
         batch = self._batch
         batch.room -= 1
         batch.size += 1

@@ -1,5 +1,7 @@
 """Events between callers and slots: admission, a fair queue, and cooperative workers that take from it."""
 
+from bisect import bisect_right
+from collections.abc import Callable
 from math import floor
 
 from msgspec import Struct
@@ -52,13 +54,16 @@ class FairPipeline(Service):
         queue_limit: int,
         batch_size: int,
         batch_linger: float,
+        check_backend: Callable[[], None] = lambda: None,
     ):
         """@param max_concurrency: as for `set_max_concurrency`.
 
         @param queue_limit: events that may wait, those of batches not counted.
         @param batch_size: events that are taken from the queue together, at the most.
         @param batch_linger: how many seconds to wait for so many; 0: take what there is.
+        @param check_backend: raises `NoBackendAvailable` while no event has a chance.
         """
+        self._check_backend = check_backend
         self._backend = backend
         self._clock = clock
         self._recorder = recorder
@@ -72,6 +77,7 @@ class FairPipeline(Service):
         self._batches = Batches(clock, batch_size, batch_linger, self._call_worker)
         self._slots = 1  # that may be used, as it was last read
         self._stopped = False
+        self._drained_by: float | None = None
 
     @property
     def depth(self) -> int:
@@ -87,6 +93,11 @@ class FairPipeline(Service):
     def max_concurrency(self) -> int:
         """Events under way at a time, at the most."""
         return self._max_concurrency or max(LEAST_CONCURRENCY, self._backend.state.slots)
+
+    @property
+    def batch_window(self) -> int:
+        """How many events a batch is to offer at a time: what can be under way, and another time taken together."""
+        return self._slots + self._batches.size
 
     def set_max_concurrency(self, count: int | None) -> None:
         """Have so many events under way at a time, at the most; None: the larger of 8 and the backend's slots.
@@ -106,11 +117,16 @@ class FairPipeline(Service):
         return self._queue.position(job) if job in self._waiting else None
 
     def check_room(self, client: Client, deadline: float) -> None:
-        """Whether an event of this client, submitted now, would be taken in.
+        """Whether an event of this client, submitted now, would be taken in. One that would not has ended thereby.
 
-        @raise DomainError: what `submit` would raise.
+        @raise DomainError: what `submit` would raise, or `NoBackendAvailable`.
         """
-        self._admit(client, deadline)
+        try:
+            self._check_backend()
+            self._admit(client, deadline)
+        except DomainError as error:
+            self._recorder.event_ended(error.code, None)
+            raise
 
     async def submit(self, job: Job) -> Completion:
         """Wait for a slot and generate; cancelling leaves the queue, or stops the generation.
@@ -134,11 +150,22 @@ class FairPipeline(Service):
         finally:
             self._recorder.event_ended(outcome, self._end(job, outcome))
 
+    def drain(self, deadline: float) -> None:
+        """The service shuts down: what can't be answered by then, as things go, is refused now or when that shows.
+
+        So are the events of batches that have not begun; their callers are told where the batch has stopped.
+        """
+        self._drained_by = deadline
+        self._read_slots()
+        for job in [job for job in self._waiting if job.batch]:
+            self._refuse(job)
+        self._refuse_late()
+
     def stop(self) -> None:
         """Cancel what waits and what is under way, and take in nothing more."""
         self._stopped = True
         while self._waiting:
-            self._fail(next(iter(self._waiting.values())), ShuttingDown())
+            self._refuse(next(iter(self._waiting)))
         for passage in list(self._running.values()):
             self._fail(passage, ShuttingDown())
         self._workers.stop()
@@ -174,7 +201,8 @@ class FairPipeline(Service):
         displaced = self._queue.displaced_by(client)
         if displaced is None:
             wait = self._wait(self._queue.place_for(client))
-            raise Overloaded(f"{interactive} events are waiting", retry_after=_past(wait))
+            # By the time that this one would have, all that wait are gone, however long they take.
+            raise Overloaded(f"{interactive} events are waiting", retry_after=_past(min(wait, left)))
         return displaced
 
     def _enter(self, job: Job) -> _Passage:
@@ -187,7 +215,7 @@ class FairPipeline(Service):
                 job.deadline = now + job.timeout
             displaced = self._admit(job.client, job.deadline)
             passage.timer = self._clock.callLater(job.deadline - now, self._deadline_reached, passage)
-        elif self._stopped:
+        elif self._stopped or self._drained_by is not None:
             raise ShuttingDown
         self._waiting[job] = passage
         self._queue.push(job)
@@ -195,8 +223,24 @@ class FairPipeline(Service):
             retry_after = _past(self._wait(self._queue.position(displaced)))
             error = Overloaded("displaced by an event of a client that has fewer waiting", retry_after=retry_after)
             self._fail(self._waiting[displaced], error)
+        self._refuse_late()
         self._call_worker()
         return passage
+
+    def _refuse_late(self) -> None:
+        """Refuse those that can't be answered before the service has to end, where it is known how long events take."""
+        if self._drained_by is None or not self._forecast.measured:
+            return
+        longest_wait = self._drained_by - self._clock.seconds() - self._forecast.seconds
+        in_time = bisect_right(range(1, len(self._queue) + 1), longest_wait, key=self._wait)
+        if in_time < len(self._queue):
+            for job in self._queue.beyond(in_time):
+                self._refuse(job)
+
+    def _refuse(self, job: Job) -> None:
+        # Those refused before may have taken others with them.
+        if job in self._waiting:
+            self._fail(self._waiting[job], ShuttingDown())
 
     def _wait(self, place: int) -> float:
         return self._forecast.wait(place, self._slots, self._running, self._clock.seconds())
@@ -317,6 +361,7 @@ class FairPipeline(Service):
                 batch.room = 0
                 self._recorder.batch_ended(batch.size, now - batch.began_at)
                 batch.trace(now)
+        self._refuse_late()
         return seconds
 
 

@@ -6,9 +6,9 @@ there, or at its own last tag, if that is ahead: so a newcomer is behind nobody'
 back gains nothing.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import count
+from itertools import chain, count
 from math import ceil, floor
 
 from ai_ticket.interfaces import Client, Job
@@ -119,6 +119,25 @@ class FairQueue:
         """The position that an interactive job of this client would have."""
         lane = self._lanes.get(client.key) or _Lane(client, self._virtual_time, next(self._turns))
         return self._place(lane, len(lane.interactive))
+
+    def beyond(self, place: int) -> list[Job]:
+        """The jobs whose position is beyond this one, in order."""
+        order = [
+            (lane.tag, lane.turn, lane.weight, deque(chain(lane.interactive, lane.batch)))
+            for lane in self._waiting.values()
+        ]
+        heapify(order)
+        found: list[Job] = []
+        for position in range(1, self._size + 1):
+            tag, _, weight, jobs = order[0]
+            job = jobs.popleft()
+            if jobs:
+                heapreplace(order, (tag + 1 / weight, next(self._turns), weight, jobs))
+            else:
+                heappop(order)
+            if position > place:
+                found.append(job)
+        return found
 
     def displaced_by(self, client: Client) -> Job | None:
         """The job that gives way to an interactive one of this client, where there is no room for both.

@@ -66,7 +66,9 @@ class OtlpExporter:
         self._url = collector.url
         self._timeout = collector.timeout
         self._random = random
-        self._resource = Resource(attributes=[_pair(name, value) for name, value in resource.items()])
+        self._resource = Resource()
+        for name, value in resource.items():
+            _put(self._resource.attributes.add(), name, value)
         self._scope = InstrumentationScope(name="ai_ticket", version=__version__)
         self._compress = _COMPRESS.get(collector.compression, bytes)
         self._headers = {"Content-Type": "application/x-protobuf", "User-Agent": f"ai-ticket/{__version__}"}
@@ -145,28 +147,30 @@ def _fill(encoded: ProtoSpan, span: RecordedSpan) -> None:
     encoded.kind = _KINDS[span.kind]
     encoded.start_time_unix_nano = _nanoseconds(span.began)
     encoded.end_time_unix_nano = _nanoseconds(span.ended)
-    encoded.attributes.extend([_pair(name, value) for name, value in span.attributes.items()])
+    for name, value in span.attributes.items():
+        _put(encoded.attributes.add(), name, value)
     for trace_id, span_id in span.links:
         encoded.links.add(trace_id=bytes.fromhex(trace_id), span_id=bytes.fromhex(span_id))
     if span.error is not None:
         encoded.status.code = Status.STATUS_CODE_ERROR
 
 
-def _pair(name: str, value: Attribute) -> KeyValue:
-    pair = KeyValue(key=name)
+def _put(pair: KeyValue, name: str, value: Attribute) -> None:
+    """Fill in an attribute in its place: to make it elsewhere and copy it takes twice as long."""
+    pair.key = name
+    encoded = pair.value
     if isinstance(value, str):
-        pair.value.string_value = value
+        encoded.string_value = value
     elif isinstance(value, bool):
-        pair.value.bool_value = value
+        encoded.bool_value = value
     elif isinstance(value, int):
-        pair.value.int_value = value
+        encoded.int_value = value
     elif isinstance(value, float):
-        pair.value.double_value = value
+        encoded.double_value = value
     else:
-        pair.value.array_value.SetInParent()
+        encoded.array_value.SetInParent()
         for item in value:
-            pair.value.array_value.values.add(string_value=item)
-    return pair
+            encoded.array_value.values.add().string_value = item
 
 
 def _nanoseconds(seconds: float | None) -> int:

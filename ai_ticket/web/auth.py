@@ -51,9 +51,14 @@ class Authenticator:
         self._quota_by = quota_by
 
     def configure(self, tokens: list[Token]) -> None:
-        """From now on accept these of the settings, in the place of those before."""
-        self._configured = tokens
-        self._tokens = merge(self._configured, self._from_file)
+        """From now on accept these of the settings, in the place of those before.
+
+        @raise ValueError: nobody could call any more.
+        """
+        merged = merge(tokens, self._from_file)
+        if self._enabled and not merged:
+            raise ValueError("no token would be left")
+        self._configured, self._tokens = tokens, merged
 
     def accept(self, tokens: list[Token]) -> None:
         """From now on accept these of the token file, in the place of those before."""

@@ -12,6 +12,8 @@ from ai_ticket.errors import DomainError, InvalidInputFormat, InvalidRequest
 from ai_ticket.strictjson import JSONError
 from ai_ticket.web.faults import PayloadTooLarge
 
+_BLANK = b" \t\r"
+
 
 class Element(Struct, frozen=True):
     """The JSON text of one event of a batch, or what is wrong with it already.
@@ -21,6 +23,11 @@ class Element(Struct, frozen=True):
 
     text: bytes | DomainError
     marked: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the text."""
+        return len(self.text) if isinstance(self.text, bytes) else 0
 
 
 def array_elements(body: bytes, most: int) -> list[Element]:
@@ -62,37 +69,51 @@ def _array_type(most: int) -> Any:
 
 
 class LineSplitter:
-    """Cuts what comes into lines, of which none is kept that is longer than `most` bytes."""
+    """Cuts what comes into lines, of which none is kept that is longer than `most` bytes.
+
+    What is blank before a line, and blank lines, is left out. So much of it that it would make a line too long is one.
+    """
 
     def __init__(self, most: int):
         self._most = most
         self._rest = bytearray()
+        self._blank = 0
         self._too_long = False
 
     def feed(self, data: bytes) -> Iterator[Element]:
-        """The lines that are complete with this; blank ones are none."""
+        """The lines that are complete with this."""
         first, *lines = data.split(b"\n")
-        self._rest += first
+        self._add(first)
         for line in lines:
-            yield from self._line()
-            self._rest += line
+            if self._rest or self._too_long or self._blank >= self._most:
+                yield self._take()
+            else:
+                self._blank += 1
+            self._add(line)
+
+    def end(self) -> Iterator[Element]:
+        """The last line, which may lack its end."""
+        if self._rest or self._too_long:
+            yield self._take()
+
+    def _add(self, part: bytes) -> None:
+        if not self._rest and not self._too_long:
+            size = len(part)
+            part = part.lstrip(_BLANK)
+            self._blank += size - len(part)
+        self._rest += part
         if len(self._rest) > self._most:
             self._too_long = True
             self._rest.clear()
 
-    def end(self) -> Iterator[Element]:
-        """The last line, which may lack its end."""
-        yield from self._line()
-
-    def _line(self) -> Iterator[Element]:
-        too_long = self._too_long or len(self._rest) > self._most
-        line = bytes(self._rest.strip(b" \t\r"))
+    def _take(self) -> Element:
+        too_long, blank, line = self._too_long, not self._rest, bytes(self._rest.rstrip(_BLANK))
         self._rest.clear()
+        self._blank = 0
         self._too_long = False
-        if too_long:
-            yield Element(PayloadTooLarge(f"the line is larger than {self._most} bytes"))
-        elif line:
-            yield Element(line)
+        if too_long or blank:
+            return Element(PayloadTooLarge(f"the line is larger than {self._most} bytes"))
+        return Element(line)
 
 
 async def lines(

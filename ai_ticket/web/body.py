@@ -157,11 +157,15 @@ class Body:
         """The answer was begun: it is too late to tell the caller to send the body."""
         self._told = True
 
-    def _wait(self) -> Deferred[bytes]:
+    def invite(self) -> None:
+        """Tell a caller who waits for it to send the body."""
         if not self._told:
             self._told = True
             if self._headers.get(b"expect", b"").lower() == b"100-continue":
                 self._source.send_continue()
+
+    def _wait(self) -> Deferred[bytes]:
+        self.invite()
         if self._paused:
             self._resume()
         self._source.body_time.run()

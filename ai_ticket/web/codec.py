@@ -23,8 +23,8 @@ class Codec(Protocol):
     def check_deadlines(self, now: float) -> None:
         """End what has taken too long."""
 
-    def drain(self) -> None:
-        """Close when idle, and tell the peer that this connection takes no new requests."""
+    def leave(self) -> None:
+        """Close, unless something is under way; then that closes it when it ends (see `Connections.leaving`)."""
 
     def advance(self) -> None:
         """Requests may begin again (see `Connection.may_begin`)."""

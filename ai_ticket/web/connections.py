@@ -42,7 +42,7 @@ CodecFactory = Callable[["Connection"], Codec]
 class Connection(Protocol):
     """A caller's connection, with TLS or without. The codec is chosen when it is known what the peer speaks.
 
-    `full`: the transport holds as much as it should of what the caller has not taken yet.
+    `full`: the transport holds as much as it should of what the caller has not taken yet. `reading`: not paused.
     """
 
     transport: ITransport
@@ -54,10 +54,10 @@ class Connection(Protocol):
         self.secure = secure
         self.codec: Codec | None = None
         self.full = False
-        self._reading = True
+        self.reading = True
         self._stopped_reading = 0.0
         self._unread_seconds = 0.0
-        self._closing = False
+        self.closing = False
         self._begun = 0
         self._next_turn: IDelayedCall | None = None
         # By when TLS must be up, or the caller must have taken some of what waits for it, or the connection be closed.
@@ -104,21 +104,21 @@ class Connection(Protocol):
         That it has gone shows only when the kernel is asked (see `check_deadlines`), and only once all that it has sent
         has arrived there, or something was sent to it in vain.
         """
-        if self._reading and not self._closing:
-            self._reading = False
+        if self.reading and not self.closing:
+            self.reading = False
             self._stopped_reading = self.connections.now()
             self.transport.pauseProducing()  # type: ignore[attr-defined]
 
     def resume_reading(self) -> None:
         """Take what the caller sends."""
-        if not self._reading:
-            self._reading = True
+        if not self.reading:
+            self.reading = True
             self._unread_seconds += self.connections.now() - self._stopped_reading
             self.transport.resumeProducing()  # type: ignore[attr-defined]
 
     def reading_time(self) -> float:
         """A clock, in seconds, that stands still while nothing is read."""
-        return (self.connections.now() if self._reading else self._stopped_reading) - self._unread_seconds
+        return (self.connections.now() if self.reading else self._stopped_reading) - self._unread_seconds
 
     def may_begin(self) -> bool:
         """Whether one more request may begin in this turn of the reactor: if not, the next calls `Codec.advance`."""
@@ -138,10 +138,10 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """Close once what was written is sent, and abort if that takes too long."""
-        if self._closing:
+        if self.closing:
             return
         self.resume_reading()  # or the caller's own good-bye is not heard
-        self._closing = True
+        self.closing = True
         self._be_patient(self.connections.timeouts.idle if self.full else CLOSE_SECONDS)
         self.transport.unregisterProducer()  # type: ignore[attr-defined]  # TLS says no good-bye while there is one
         self.transport.loseConnection()
@@ -152,9 +152,9 @@ class Connection(Protocol):
 
     def check_deadlines(self, now: float) -> None:
         """End what has taken too long, and what has gone while nothing was read."""
-        if self._closing or self.full or not self._reading:
+        if self.closing or self.full or not self.reading:
             tcp = ask_tcp(self.transport)
-            if tcp is not None and not tcp.established and not self._closing:
+            if tcp is not None and not tcp.established and not self.closing:
                 self.abort()
                 return
             if tcp is not None and tcp.acked != self._acked:
@@ -195,7 +195,10 @@ class Connection(Protocol):
 
 
 class Connections:
-    """All open connections of the service's endpoints. `now` is the clock's time in seconds."""
+    """All open connections of the service's endpoints. `now` is the clock's time in seconds.
+
+    `draining`: an answer from now on is the last on its connection. `leaving`: an idle connection is closed, too.
+    """
 
     _log = Logger()
 
@@ -214,6 +217,7 @@ class Connections:
         self.http1 = http1
         self.http2 = http2
         self.draining = False
+        self.leaving = False
 
     def __len__(self) -> int:
         return len(self._open)
@@ -224,19 +228,37 @@ class Connections:
             lambda failure: self._log.failure("watching connections failed", failure)
         )
 
+    @property
+    def lagging(self) -> bool:
+        """Whether there is a caller who has not taken much of what is ready to be sent."""
+        return any(connection.full for connection in self._open)
+
     def stop(self) -> None:
-        """Abort what is open, and no longer watch."""
+        """Abort what is open, other than to send the last of an answer, and no longer watch."""
         for connection in list(self._open):
-            connection.abort()
+            if not connection.closing:
+                connection.abort()
         if self._sweep.running:
             self._sweep.stop()
 
     def drain(self) -> None:
-        """Ask every connection to close as soon as no request is under way on it."""
+        """Have every connection close behind its next answer.
+
+        The idle ones stay open: to close one crosses the request that its caller may just be sending, and which then
+        gets no answer.
+        """
         self.draining = True
+
+    def leave(self) -> None:
+        """Close the idle connections; the others close as soon as nothing is under way on them."""
+        self.draining = self.leaving = True
         for connection in list(self._open):
             if connection.codec is not None:
-                connection.codec.drain()
+                connection.codec.leave()
+
+    def later(self, seconds: float, call: Callable[[], None]) -> IDelayedCall:
+        """Call this after so long."""
+        return self._clock.callLater(seconds, call)
 
     def in_next_turn(self, call: Callable[[], None]) -> IDelayedCall:
         """Call this once the reactor has seen to the others."""

@@ -77,9 +77,9 @@ class Http1:
             self.deadline = None
             self._connection.abort()
 
-    def drain(self) -> None:
+    def leave(self) -> None:
         """Close at once if idle; otherwise the answer under way closes (see `send`)."""
-        if self.idle:
+        if self.idle and self._state is _SERVING:
             self._close()
 
     def slow_down(self) -> None:
@@ -93,7 +93,7 @@ class Http1:
             self._answer.producer.resumeProducing()
         elif self._state is _DISCARDING:
             self.deadline = self._now() + CLOSE_SECONDS
-        elif self.idle and self._connection.connections.draining:
+        elif self.idle and self._connection.connections.leaving:
             self._close()
         elif self._request is None:
             self._await_next()
@@ -129,7 +129,8 @@ class Http1:
                     self._give_up_body(self._request)
         finally:
             self._advancing = False
-        self._regulate()
+        if self._pieces or not self._connection.reading:
+            self._regulate()
 
     def _begin(self, head: Head) -> None:
         self._request = request = Request(
@@ -193,7 +194,7 @@ class Http1:
 
     def _regulate(self) -> None:
         """Read on or not. Nothing more is read than what can be acted on, and a little."""
-        if self._state is _SERVING and (self._body_paused or (self._pieces and self._parser.overfull)):
+        if self._state is _SERVING and (self._body_paused or self._parser.overfull):
             self._connection.pause_reading()
         else:
             self._connection.resume_reading()
@@ -228,7 +229,8 @@ class Http1:
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.end()
-            self._answered(answer.last or self._is_last())
+            # While draining, a connection whose caller was not told stays for the next request, which tells it.
+            self._answered(answer.last or self._connection.connections.leaving or self._is_spent())
 
     def abort(self) -> None:
         """Cut the answer in pieces: a chunked body without its end shows that it was cut."""
@@ -245,13 +247,17 @@ class Http1:
             self.body_time.run()
 
     def _is_last(self) -> bool:
-        """Whether the answer under way is the last on this connection.
+        """Whether an answer that begins now is the last on this connection."""
+        return self._connection.connections.draining or self._is_spent()
+
+    def _is_spent(self) -> bool:
+        """Whether the connection can't take another request.
 
         A body that is still to come is waited for only if it is small and its size is known: reading a large one to
         the end just to keep the connection would cost more than a new connection.
         """
         request = self._request
-        if request is None or request.last or self._connection.connections.draining:
+        if request is None or request.last:
             return True
         if not self._body_pending():
             return False
@@ -275,7 +281,6 @@ class Http1:
             # Closing while data is on its way makes the kernel send a reset, which can overtake the answer. So what
             # comes is read and dropped for a while (RFC 9112, 9.6).
             self._state = _DISCARDING
-            self.body_time.stop()
             self.deadline = self._now() + CLOSE_SECONDS
             self._regulate()
         else:

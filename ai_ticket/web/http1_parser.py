@@ -14,7 +14,7 @@ MAX_WAITING_BYTES = 65_536
 """Pieces, and their bytes of bodies, that may wait behind the request that is being answered."""
 
 
-class Head(Struct, frozen=True):
+class Head(Struct, gc=False):
     """A request's head. `last`: its connection takes no further request. `arrived`: the clock's time of its end."""
 
     method: str
@@ -31,7 +31,7 @@ class Broken(Struct, frozen=True):
     status: int
 
 
-class End(Struct, frozen=True):
+class End(Struct, gc=False):
     """The end of a request's body, which there is also where there is no body."""
 
 

@@ -9,7 +9,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import h2.settings
-from hyperframe.frame import GoAwayFrame
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ai_ticket.web.connections import Connection
@@ -21,6 +21,12 @@ MAX_CONCURRENT_STREAMS = 100
 
 MAX_OWED = 65_536
 """Bytes of replies to the peer's frames that may wait for a peer who takes nothing, before no more frames are read."""
+
+GOAWAY_SECONDS = 0.1
+"""How long callers have for their last answers, while we drain, until a GOAWAY closes the connection.
+
+Some clients (httpx) give up all of their streams when it comes, even those whose answers they have not looked at yet.
+"""
 
 RESET_BURST = 200
 RESETS_A_SECOND = 33.0
@@ -41,6 +47,7 @@ class Http2:
         self._events: deque[h2.events.Event] = deque()
         self._owed = 0
         self._closing = False
+        self._leaving: IDelayedCall | None = None
         self._resets = float(RESET_BURST)
         self._resets_at = self._now()
         self.deadline: float | None = self._now() + self._timeouts.header
@@ -88,7 +95,7 @@ class Http2:
         self._regulate()
 
     def _regulate(self) -> None:
-        if self._events or self._owed > MAX_OWED:
+        if self._events or self._owed > MAX_OWED or self._leaving is not None:
             self.connection.pause_reading()
         else:
             self.connection.resume_reading()
@@ -114,6 +121,9 @@ class Http2:
         """The connection is gone, and with it the callers of all requests under way."""
         self._closing = True
         self.deadline = None
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
         self._events.clear()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
@@ -127,14 +137,11 @@ class Http2:
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
             self._go_away()
-            self._close()
 
-    def drain(self) -> None:
-        """Announce that no new streams are taken; streams under way go on to their end."""
-        if not self._closing:
+    def leave(self) -> None:
+        """Close at once if idle; otherwise the last of the streams under way does (see `forget`)."""
+        if not self._closing and self.idle and self._leaving is None:
             self._go_away()
-            if self.idle:
-                self._close()
 
     # Requests.
 
@@ -192,8 +199,6 @@ class Http2:
 
     def cut(self, stream: Stream) -> None:
         """Reset a stream, whatever it waits for."""
-        self.forget(stream)
-        stream.request.connection_lost()
         # Where there was an answer, the rest of the body is not wanted, and this is no error (RFC 9113, 8.1).
         code = h2.errors.ErrorCodes.NO_ERROR if stream.answered else h2.errors.ErrorCodes.CANCEL
         try:
@@ -201,6 +206,8 @@ class Http2:
         except h2.exceptions.ProtocolError:
             self._log.debug("a stream to reset was closed already")
         self.write()
+        self.forget(stream)
+        stream.request.connection_lost()
 
     def forget(self, stream: Stream) -> None:
         """A stream is over."""
@@ -208,18 +215,26 @@ class Http2:
         if not self._streams:
             self.deadline = self._now() + self._timeouts.keepalive
             if self.connection.connections.draining and not self._closing and not self._requests_wait():
-                self.write()
-                self._close()
+                self._take_leave()
 
     def _requests_wait(self) -> bool:
         return any(isinstance(event, h2.events.RequestReceived) for event in self._events)
 
     # The connection.
 
+    def _take_leave(self) -> None:
+        """Take no more requests, and close in a moment. The caller of one that is not taken knows by the GOAWAY."""
+        if self._leaving is None:
+            self._leaving = self.connection.connections.later(GOAWAY_SECONDS, self._go_away)
+            self.deadline = None
+            self.connection.pause_reading()
+
     def _go_away(self) -> None:
-        # h2's own close_connection would forbid answering the streams that are still open.
-        frame = GoAwayFrame(stream_id=0, last_stream_id=self.h2.highest_inbound_stream_id, error_code=0)
-        self._transport.write(frame.serialize())
+        """Close with a GOAWAY: the caller of a request that crosses it knows that it was not taken."""
+        self._leaving = None
+        self.h2.close_connection()
+        self.write()
+        self._close()
 
     def _end_connection(self) -> None:
         """Send what h2 has to say about it, and close; requests under way end as lost."""
@@ -251,5 +266,5 @@ class Http2:
             stream.be_patient()
         self._flush_all()
         self._regulate()
-        if self.connection.connections.draining and not self._closing and self.idle:
-            self._close()
+        if self.connection.connections.leaving:
+            self.leave()

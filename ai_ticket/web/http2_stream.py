@@ -228,5 +228,4 @@ class Stream:
         kept = self._h2.streams.get(self.id)
         if kept is not None:
             kept._expected_content_length = None
-        self.body_time.stop()
         self._deadline = self._now() + CLOSE_SECONDS

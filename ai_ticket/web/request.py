@@ -137,6 +137,10 @@ class Request:
         """
         return self.body.read_some()
 
+    def invite_body(self) -> None:
+        """Tell a caller who waits for it to send the body, before an answer is begun."""
+        self.body.invite()
+
     def renew_body_time(self) -> None:
         """Give the caller all of the time for a body again: what has come so far is enough of it for a while."""
         self._exchange.body_time.renew()
@@ -164,8 +168,8 @@ class Request:
         self._exchange.start(response.status, head, producer)
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the answer; nothing happens if the caller is gone."""
-        if self.streaming:
+        """Send a piece of the answer, unless it is empty (to HTTP/1 that is the end) or the caller is gone."""
+        if self.streaming and data:
             self._exchange.write(data)
 
     def finish(self) -> None:

@@ -1,5 +1,7 @@
 """What each path does."""
 
+import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from ai_ticket.web.answers import answer_fields, facts, server_timing
 from ai_ticket.web.batch import Batch, BatchRules, Sampling
 from ai_ticket.web.batch_input import Element, array_elements, lines
 from ai_ticket.web.batch_output import ArrayOutput, LinesOutput
+from ai_ticket.web.budget import BodyBudget
 from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.request import Request, Response
@@ -23,6 +26,11 @@ from ai_ticket.web.streaming import EventStream, Streamed
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
+
+_NOT_WANTED = re.compile(rb"(?:^|;)\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)")
+
+BATCHES, BATCHES_EACH = 16, 4
+"""Batches of the largest size that may be held at a time as one body, in all and of one client."""
 
 
 class BodyLimits(Struct, frozen=True):
@@ -54,6 +62,7 @@ class EventRoutes:
         self._bodies = bodies
         self._request_timeout = request_timeout
         self._sampling = sampling
+        self._budget = BodyBudget(BATCHES * bodies.batch, BATCHES_EACH * bodies.batch)
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -112,12 +121,27 @@ class EventRoutes:
             gate=self._gate,
             pipeline=self._pipeline,
             clock=self._clock,
-            rules=BatchRules(self._limits, self._request_timeout, self._sampling),
+            rules=BatchRules(self._limits, self._request_timeout, self._bodies.event, self._sampling),
         )
-        if in_lines:
-            return await batch.answer(lines(request.read_some, request.renew_body_time, self._bodies.event), None)
-        elements = array_elements(await request.read_body(self._bodies.batch), self._bodies.batch_events)
-        return await batch.answer(_each(elements), len(elements))
+        with self._gate.batch(client):
+            if in_lines:
+                request.invite_body()
+                return await batch.answer(lines(request.read_some, request.renew_body_time, self._bodies.event))
+            size = request.content_length
+            with self._budget.holding(client.key, self._bodies.batch if size is None else size):
+                return await batch.answer(await self._elements(request, client))
+
+    async def _elements(self, request: Request, client: Client) -> AsyncIterator[Element]:
+        """What is in a JSON array. A body that holds no event counts as one all the same."""
+        body = await request.read_body(self._bodies.batch)
+        try:
+            elements = array_elements(body, self._bodies.batch_events)
+        except DomainError:
+            await self._gate.quota(client)
+            raise
+        if not elements:
+            await self._gate.quota(client)
+        return _each(deque(elements))
 
 
 def _describe(span: Span, event: Event) -> None:
@@ -125,9 +149,9 @@ def _describe(span: Span, event: Event) -> None:
         span.set({f"ai_ticket.metadata.{name}": value for name, value in event.metadata.items()})
 
 
-async def _each(elements: list[Element]) -> AsyncIterator[Element]:
-    for element in elements:
-        yield element
+async def _each(elements: deque[Element]) -> AsyncIterator[Element]:
+    while elements:
+        yield elements.popleft()
 
 
 def _require_size(request: Request, limit: int | None) -> None:
@@ -147,7 +171,11 @@ def _require_type(request: Request, *allowed: bytes) -> bytes:
 
 def _accepts_lines(request: Request) -> bool:
     ranges = request.headers.get(b"accept", b"").lower().split(b",")
-    return any(each.partition(b";")[0].strip() == NDJSON for each in ranges)
+    for each in ranges:
+        media_type, _, parameters = each.partition(b";")
+        if media_type.strip() == NDJSON and not _NOT_WANTED.search(parameters):
+            return True
+    return False
 
 
 class HealthRoutes:

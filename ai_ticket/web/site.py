@@ -14,7 +14,6 @@ from ai_ticket.errors import DomainError, InternalError, InvalidRequest, Shuttin
 from ai_ticket.interfaces import Recorder
 from ai_ticket.spans import Span, Tracer
 from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body, error_headers, status_of
-from ai_ticket.web.gate import DRAINING_RETRY_SECONDS
 from ai_ticket.web.request import HeaderList, Request, Response
 from ai_ticket.web.streaming import Streamed
 
@@ -25,6 +24,20 @@ UNMATCHED = "unmatched"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class Tally(Struct):
+    """What became of requests, those for health and metrics left out.
+
+    They were answered (`finished`), told that the service is shutting down when they came or waited (`refused`), given
+    up by their callers (`left`), or by us when the time was over (`cut`).
+    """
+
+    finished: int = 0
+    refused: int = 0
+    left: int = 0
+    cut: int = 0
+
 
 Handler = Callable[[Request], Awaitable[Response | Streamed]]
 
@@ -77,6 +90,8 @@ class Site:
         if hsts_seconds:
             self._secure_headers.append((b"strict-transport-security", b"max-age=%d" % hsts_seconds))
         self._in_flight: dict[Request, Deferred[None] | None] = {}
+        self._cut: set[Request] = set()
+        self.tally = Tally()
 
     @property
     def in_flight(self) -> int:
@@ -90,6 +105,7 @@ class Site:
 
     def cut(self) -> None:
         """Give up what is being answered: the callers are told that the service is shutting down."""
+        self._cut.update(self._in_flight)
         for answering in list(self._in_flight.values()):
             if answering is not None:
                 answering.cancel()
@@ -133,7 +149,7 @@ class Site:
         except DomainError as error:
             failed = error
         except CancelledError:  # by `cut`, or because the caller is gone
-            failed = ShuttingDown(retry_after=DRAINING_RETRY_SECONDS)
+            failed = ShuttingDown()
         except Exception:
             self._log.failure("a request failed", request_id=request.id, trace_id=request.span.trace_id)
             failed = InternalError()
@@ -189,9 +205,11 @@ class Site:
         if request.span.trace_id is not None:
             facts |= {"trace_id": request.span.trace_id, "span_id": request.span.span_id}
             self._end_span(request.span, status, error)
-        probe = status < 400 and (name == "/metrics" or name.startswith("/health"))
+        probe = name == "/metrics" or name.startswith("/health")
+        if not probe:
+            self._count(request, error)
         self._log.emit(
-            LogLevel.debug if probe else LogLevel.info,
+            LogLevel.debug if probe and status < 400 else LogLevel.info,
             "{method} {route} {status}",
             method=method,
             route=name,
@@ -202,6 +220,17 @@ class Site:
             http=request.version,
             **facts,
         )
+
+    def _count(self, request: Request, error: str | None) -> None:
+        tally = self.tally
+        if request in self._cut and (error is not None or request.lost):
+            tally.cut += 1
+        elif request.lost:
+            tally.left += 1
+        elif error == ShuttingDown.code:
+            tally.refused += 1
+        else:
+            tally.finished += 1
 
     def _failed(self, failure: Failure, request: Request) -> None:
         """Answering itself failed: a bug."""

@@ -3,6 +3,10 @@
 Versions, suites and curves: Mozilla's "Security/Server Side TLS", intermediate compatibility (5.7).
 """
 
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from cryptography.x509 import Certificate
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -21,6 +25,7 @@ INTERMEDIATE_CIPHERS = (
 TLS13_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 INTERMEDIATE_CURVES = ("X25519", "prime256v1", "secp384r1")
 ALPN = (b"h2", b"http/1.1")
+EXPIRES_SOON = timedelta(days=14)
 
 
 class CertificateError(Exception):
@@ -36,7 +41,8 @@ class CertificateError(Exception):
 def server_context(certificate_file: str, key_file: str) -> SSL.Context:
     """A context for new connections, from the files as they are now. Blocks while it reads them.
 
-    @raise CertificateError: a file can't be read, is malformed, or the key is not the certificate's.
+    @raise CertificateError: a file can't be read or is malformed, the key is not the certificate's, or one of them is
+        so weak that OpenSSL does not serve it.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -64,9 +70,40 @@ def _load(variable: str, path: str, load: object, malformed: str) -> None:
     except OSError as error:
         raise CertificateError(variable, path, error.strerror or str(error))
     except (SSL.Error, crypto.Error) as error:
-        # OpenSSL compares a key with the certificate that is already loaded: their values, or first of all their types.
-        mismatch = any("mismatch" in reason for *_, reason in error.args[0])
-        raise CertificateError(variable, path, "not the key of the certificate" if mismatch else malformed)
+        raise CertificateError(variable, path, _reason([reason for *_, reason in error.args[0]]) or malformed)
+
+
+def _reason(reasons: list[str]) -> str | None:
+    """What OpenSSL finds wrong with a file that it can read; None: it can't read it."""
+    # It compares a key with the certificate that is already loaded: their values, or first of all their types.
+    if any("mismatch" in reason for reason in reasons):
+        return "not the key of the certificate"
+    weak = next((reason for reason in reasons if "too small" in reason or "too weak" in reason), None)
+    return f"too weak to be served: {weak}" if weak else None
+
+
+def certificate_warnings(context: SSL.Context, path: str, now: float) -> Iterator[str]:
+    """A line if callers refuse the certificate of a context, or soon will; none of that keeps it from being served.
+
+    @param path: where it is from. @param now: seconds since the epoch.
+    """
+    certificate = _certificate(context)
+    if certificate is None:
+        return
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    time = datetime.fromtimestamp(now, UTC)
+    which = f"TLS_CERT_FILE={path!r}: the certificate"
+    if time < begins:
+        yield f"{which} is not valid before {begins:%Y-%m-%d %H:%M} UTC: callers refuse it until then"
+    if ends < time:
+        yield f"{which} has expired on {ends:%Y-%m-%d %H:%M} UTC: callers refuse it; replace it and send SIGHUP"
+    elif ends - time < EXPIRES_SOON:
+        yield f"{which} expires on {ends:%Y-%m-%d %H:%M} UTC, in {(ends - time).days} days; replace it and send SIGHUP"
+
+
+def _certificate(context: SSL.Context) -> Certificate | None:
+    found = SSL.Connection(context, None).get_certificate()
+    return None if found is None else found.to_cryptography()
 
 
 def _set_curves(context: SSL.Context, curves: tuple[str, ...]) -> None:
@@ -92,8 +129,8 @@ class TlsConnections:
     @property
     def expires(self) -> float:
         """When the certificate in force expires, in seconds since the epoch."""
-        certificate = SSL.Connection(self.context, None).get_certificate()
-        return 0.0 if certificate is None else certificate.to_cryptography().not_valid_after_utc.timestamp()
+        certificate = _certificate(self.context)
+        return 0.0 if certificate is None else certificate.not_valid_after_utc.timestamp()
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """OpenSSL's side of a new connection."""

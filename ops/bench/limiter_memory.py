@@ -1,6 +1,6 @@
 """What counting 100,000 clients of 120 calls each takes: memory, aim under 80 MB, and CPU for each call.
 
-`python ops/bench/limiter_memory.py` on Linux; each line is from a process of its own.
+`python ops/bench/limiter_memory.py` on Linux takes some minutes; each line is from a process of its own.
 """
 
 import os

@@ -423,6 +423,19 @@ class TestCircuit:
         assert not servers[0].taken
         world.settle()
 
+    def test_it_can_be_known_before(self) -> None:
+        servers = [Server("a:1"), Server("b:1")]
+        world = World([servers[0]], [servers[1]])
+        world.open(0)
+        world.pool.check()
+        world.open(1)
+        with pytest.raises(NoBackendAvailable) as refused:
+            world.pool.check()
+        assert refused.value.retry_after is not None
+        world.clock.advance(refused.value.retry_after)
+        world.pool.check()
+        world.settle()
+
     def test_those_who_wait_are_told_when_the_last_circuit_opens(self) -> None:
         server = Server("a:1")
         world = World([server], max_attempts=1)

@@ -220,6 +220,19 @@ class TestEnv:
         assert "AI_TICKET_AUTH_TOKEN_FILE=ops/secrets/ai_ticket_auth_token.txt\n" in env.read_text()
         assert stat.S_IMODE(env.stat().st_mode) == 0o600
 
+    def test_one_of_somebody_else_gets_what_it_lacks(self, checkout: Path) -> None:
+        (checkout / ".env").write_text("TLS_PORT=18443")
+        function(checkout, "make_env KOBOLDCPP_API_URL=local:; make_env KOBOLDCPP_API_URL=local:")
+        assert (checkout / ".env").read_text() == (
+            "TLS_PORT=18443\nAI_TICKET_AUTH_TOKEN_FILE=ops/secrets/ai_ticket_auth_token.txt\nKOBOLDCPP_API_URL=local:\n"
+        )
+
+    def test_one_that_lacks_nothing_stays_as_it_is(self, checkout: Path) -> None:
+        text = "export AI_TICKET_AUTH_TOKEN=x\nKOBOLDCPP_API_URL=http://gpu:5001\n"
+        (checkout / ".env").write_text(text)
+        function(checkout, "make_env KOBOLDCPP_API_URL=local:")
+        assert (checkout / ".env").read_text() == text
+
 
 class TestCurlLine:
     """The command that `--run` prints."""

@@ -195,9 +195,15 @@ class TestBounds:
         assert isinstance(error, Overloaded)
         assert error.details == "2 events are waiting"
         assert error.retry_after == 7, "two seconds each, as long as nothing was measured"
+        assert world.recorder.outcomes == ["overloaded"]
+        world.settle()
+
+    def test_what_is_refused_from_its_head_is_counted(self) -> None:
+        world = World(queue_limit=0)
+        world.submit("first")
         with pytest.raises(Overloaded):
-            world.pipeline.check_room(Client("a", None, ""), 100)
-        assert world.recorder.outcomes == ["overloaded"], "asking is no event"
+            world.check_room(Client("a", None, ""), 100)
+        assert world.recorder.outcomes == ["overloaded"]
         world.settle()
 
     @pytest.mark.parametrize("slots", [1, 3])
@@ -234,7 +240,7 @@ class TestBounds:
         world = World(queue_limit=4)
         for number in range(5):
             world.submit(number, "noisy")
-        world.pipeline.check_room(Client("quiet", None, ""), 100)
+        world.check_room(Client("quiet", None, ""), 100)
         assert not world.outcomes, "asking displaces nobody"
         world.submit("question", "quiet")
         error = world.error(4)
@@ -278,7 +284,7 @@ class TestDeadlines:
         world.submit(0, seconds=0)
         assert world.kind(0) is DeadlineExceeded
         with pytest.raises(DeadlineExceeded):
-            world.pipeline.check_room(Client("a", None, ""), 0)
+            world.check_room(Client("a", None, ""), 0)
         world.settle()
 
     def test_a_backend_that_does_not_keep_it_is_stopped(self) -> None:
@@ -357,7 +363,7 @@ class TestForesight:
         assert "deadline" in error.details
         assert job.began_at is None
         with pytest.raises(Overloaded) as asked:
-            world.pipeline.check_room(Client("a", None, ""), world.clock.seconds() + timeout)
+            world.check_room(Client("a", None, ""), world.clock.seconds() + timeout)
         assert asked.value.retry_after == error.retry_after
         assert error.retry_after is not None
         assert error.retry_after >= 1
@@ -366,7 +372,7 @@ class TestForesight:
             if world.pipeline.depth == 0:
                 break
             came_back = world.clock.seconds()
-            world.pipeline.check_room(Client("other", None, ""), came_back + timeout)
+            world.check_room(Client("other", None, ""), came_back + timeout)
             if tick == error.retry_after * 4:
                 break
             world.run(0.25)

@@ -199,8 +199,11 @@ def test_against_a_model(steps: list[tuple[str, int, int]], weights: list[int]) 
         assert len(queue) == len(waiting)
         assert queue.interactive == sum(not one.batch for one in waiting)
     foretold = {one: queue.position(one) for one in waiting}
+    order_foretold = queue.beyond(0)
+    assert queue.beyond(len(waiting) // 2) == order_foretold[len(waiting) // 2 :]
     served_at = {queue.pop(): number for number in range(1, len(waiting) + 1)}
     assert set(served_at) == set(waiting)
+    assert list(served_at) == order_foretold
     for one, position in foretold.items():
         assert abs(position - served_at[one]) <= 4, "off by those that have the same tag, at the most"
         if len(set(weights)) == 1:

@@ -265,3 +265,14 @@ def test_one_reading_at_a_time(watched: Watched) -> None:
             finish()
         assert watched.accepts(text)
     assert [reading.called for reading in readings] == [True, True]
+
+
+def test_the_last_token_can_t_be_taken_away() -> None:
+    recorder = Recorded()
+    authenticator = Authenticator(
+        parse_token_list("a"), enabled=True, recorder=recorder, invalid_tokens=FewCalls(1, 60.0)
+    )
+    with pytest.raises(ValueError, match="no token would be left"):
+        authenticator.configure([])
+    authenticator.accept(parse_token_list("b"))
+    authenticator.configure([])

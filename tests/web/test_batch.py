@@ -9,11 +9,16 @@ from msgspec.structs import replace
 from surface import Surface
 from surface_batch import Upload
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import globalLogPublisher
 
 from ai_ticket.errors import ApiRateLimited, ApiServerError
 from ai_ticket.interfaces import Admission, Job
 
 NDJSON = "application/x-ndjson"
+EVENT = (
+    b"POST /event HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 16\r\n\r\n{"content": "x"}'
+)
 
 
 @pytest.fixture(params=[False, True], ids=["http1", "http2"])
@@ -172,7 +177,7 @@ def test_what_the_head_tells_is_refused_before_the_body(upload: Upload, surface:
 
 def test_no_more_events_are_offered_than_the_pipeline_works_on(upload: Upload, surface: Surface) -> None:
     held = hold(surface)
-    surface.pipeline.max_concurrency = 2
+    surface.pipeline.batch_window = 2
     upload.send(json.dumps([{"content": str(number)} for number in range(5)]).encode())
     assert len(held) == 2
     held[1].callback(COMPLETION)
@@ -237,7 +242,7 @@ def test_a_caller_who_leaves_while_the_batch_waits_for_quota(upload: Upload, sur
 
 def test_a_drain_leaves_what_runs_and_refuses_the_rest(upload: Upload, surface: Surface) -> None:
     held = hold(surface)
-    surface.pipeline.max_concurrency = 1
+    surface.pipeline.batch_window = 1
     upload.send(b'[{"content": "a"}, {"content": "b"}, {"content": "c"}]')
     surface.draining = True
     held[0].callback(COMPLETION)
@@ -259,7 +264,7 @@ def test_a_drain_ends_the_wait_for_quota(upload: Upload, surface: Surface) -> No
 
 def test_a_cut_tells_each_event_of_an_array(upload: Upload, surface: Surface) -> None:
     hold(surface)
-    surface.pipeline.max_concurrency = 2
+    surface.pipeline.batch_window = 2
     upload.send(b'[{"content": "a"}, {"content": "b"}, {"content": "c"}]')
     surface.site.cut()
     assert [one["error"] for one in json.loads(upload.body)] == ["shutting_down"] * 3
@@ -312,3 +317,141 @@ def test_results_held_back_for_an_early_one_are_bounded(upload: Upload, surface:
         surface.clock.advance(0)
         upload.catch_up()
     assert len(json.loads(upload.body)) == 12
+
+
+def test_an_answer_of_lines_ends_once(surface: Surface) -> None:
+    """An empty piece would be the end of a chunked answer, and another end after that the begin of the next answer."""
+    upload = Upload(surface, http2=False)
+    upload.send(b'[{"content": "a"}]', accept=NDJSON)
+    assert upload.raw.count(b"\r\n0\r\n\r\n") == 1
+    assert upload.raw.endswith(b"}\n\r\n0\r\n\r\n")
+
+
+def test_signs_of_life_while_nothing_else_goes_out(upload: Upload, surface: Surface) -> None:
+    held = hold(surface)
+    upload.send(b'[{"content": "a"}, {"content": "b"}]')
+    surface.clock.advance(9)
+    assert upload.body == b""
+    surface.clock.advance(1)
+    assert upload.body == b"\n"
+    held[0].callback(COMPLETION)
+    surface.clock.advance(9)
+    before = upload.body
+    surface.clock.advance(1)
+    assert upload.body == before + b"\n"
+    held[1].callback(COMPLETION)
+    assert [one["index"] for one in json.loads(upload.body)] == [0, 1]
+    assert not surface.clock.getDelayedCalls()
+
+
+def test_large_events_are_not_held_in_numbers(upload: Upload, surface: Surface) -> None:
+    held = hold(surface)
+    event = json.dumps({"content": "x" * 4000}).encode()
+    upload.begin(content_type=NDJSON, accept=NDJSON)
+    for _ in range(5):
+        upload.more(event + b"\n")
+    assert len(held) == 2
+    held[0].callback(COMPLETION)
+    assert len(held) == 3
+    upload.end()
+    for number in range(1, 5):
+        held[number].callback(COMPLETION)
+    assert len(upload.lines) == 5
+
+
+def test_bodies_of_one_client_s_batches_are_bounded(surface: Surface) -> None:
+    hold(surface)
+    body = b"[" + b'{"content": "a"}' + b" " * 29_000 + b"]"
+    uploads = [Upload(surface, http2=True) for _ in range(5)]
+    for upload in uploads:
+        upload.send(body)
+    assert [upload.status for upload in uploads] == [200] * 4 + [503]
+    assert uploads[4].headers["retry-after"] == "10"
+    assert json.loads(uploads[4].body)["error"] == "overloaded"
+    uploads[0].leave()
+    again = Upload(surface, http2=True)
+    again.send(body)
+    assert again.status == 200
+
+
+def test_a_body_that_is_no_batch_counts_and_waits(upload: Upload, surface: Surface) -> None:
+    surface.limiter.admissions = [Admission(False, 0, 0.5), Admission(True, 0, 1)]
+    upload.send(b"{}")
+    assert upload.status == 0
+    surface.clock.advance(0.5)
+    assert upload.status == 400
+    assert len(surface.limiter.asked) == 2
+
+
+def test_an_empty_batch_counts(upload: Upload, surface: Surface) -> None:
+    upload.send(b"[]")
+    assert len(surface.limiter.asked) == 1
+
+
+def test_who_was_told_to_come_back_goes_before_a_batch(upload: Upload, surface: Surface) -> None:
+    echo(surface)
+    refused = Admission(False, 0, 3.2)
+    surface.limiter.admissions = [Admission(True, 0, 4), Admission(False, 0, 4), refused]
+    upload.send(b'[{"content": "a"}, {"content": "b"}]')
+    asked = len(surface.limiter.asked)
+    [(status, headers, _)] = surface.http1(EVENT)
+    assert (status, headers["retry-after"]) == (429, "4")
+    for _ in range(4):
+        surface.clock.advance(1)
+    assert len(surface.limiter.asked) == asked + 1, "the batch holds back"
+    [(status, *_)] = surface.http1(EVENT)
+    assert status == 200
+    surface.clock.advance(1)
+    surface.clock.advance(1)
+    assert len(json.loads(upload.body)) == 2
+
+
+def test_a_cut_of_lines_that_have_all_come_tells_each(upload: Upload, surface: Surface) -> None:
+    hold(surface)
+    surface.pipeline.batch_window = 2
+    upload.begin(content_type=NDJSON, accept=NDJSON)
+    upload.more(b'{"content": "a"}\n' * 5)
+    upload.end()
+    surface.site.cut()
+    assert sorted(one["index"] for one in upload.lines) == [0, 1, 2, 3, 4]
+    assert {one["error"] for one in upload.lines} == {"shutting_down"}
+    assert upload.ended
+
+
+def test_blank_lines_are_not_for_nothing(upload: Upload, surface: Surface) -> None:
+    upload.begin(content_type=NDJSON, accept=NDJSON)
+    for _ in range(5):
+        upload.more(b"\n" * 4000)
+    assert surface.limiter.asked, "so many of them count as an event"
+    assert upload.lines[0]["error"] == "payload_too_large"
+    upload.end()
+
+
+def test_a_caller_who_waits_to_be_asked_for_lines(surface: Surface) -> None:
+    connection, transport = surface.connect()
+    head = b"POST /events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Type: application/x-ndjson\r\n"
+    connection.dataReceived(head + b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n")
+    assert transport.value().startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("accept", "lines"),
+    [(NDJSON, True), (f"{NDJSON};q=0", False), (f"{NDJSON}; q=0.0", False), (f"{NDJSON};q=0.5", True), ("*/*", False)],
+)
+def test_which_form_is_wanted(surface: Surface, accept: str, lines: bool) -> None:
+    upload = Upload(surface, http2=True)
+    upload.send(b'[{"content": "a"}]', accept=accept)
+    assert (upload.headers["content-type"] == NDJSON) == lines
+
+
+def test_what_the_log_tells_of_a_batch(surface: Surface) -> None:
+    logged: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        upload = Upload(surface, http2=True)
+        upload.send(b'[{"content": "a"}, {"content": "b"}, 3]')
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    [line] = [event for event in logged if event.get("route") == "/events"]
+    facts = {name: line[name] for name in ("events", "errors", "prompt_tokens", "completion_tokens")}
+    assert facts == {"events": 3, "errors": {"invalid_input_format": 1}, "prompt_tokens": 6, "completion_tokens": 4}

@@ -8,7 +8,7 @@ from harness import COMPLETION
 from surface import Surface
 from twisted.internet.defer import Deferred, fail, succeed
 
-from ai_ticket.errors import ApiServerError, Overloaded
+from ai_ticket.errors import ApiServerError, NoBackendAvailable, Overloaded
 from ai_ticket.interfaces import Admission
 
 HEAD = b"POST /event HTTP/1.1\r\nHost: x\r\n"
@@ -81,6 +81,12 @@ def test_a_full_queue_is_told_from_the_head(surface: Surface) -> None:
     surface.pipeline.refusal = Overloaded("256 events are waiting", retry_after=7)
     status, headers, body = answer(surface, HEAD + TOKEN + JSON + b"\r\n")
     assert (status, body["error"], headers["retry-after"]) == (503, "overloaded", "7")
+
+
+def test_so_is_it_that_no_backend_is_available(surface: Surface) -> None:
+    surface.pipeline.refusal = NoBackendAvailable(retry_after=2.5)
+    status, headers, body = answer(surface, HEAD + TOKEN + JSON + b"\r\n")
+    assert (status, body["error"], headers["retry-after"]) == (503, "no_backend_available", "3")
 
 
 def timed(surface: Surface, outcome: Any) -> None:

@@ -117,11 +117,11 @@ def test_who_leaves_between_turns_leaves_nothing_behind(surface: Surface) -> Non
 
 
 def test_a_connection_with_pipelined_requests_is_not_idle(surface: Surface) -> None:
-    """Neither a newcomer nor a drain closes it before they are answered."""
+    """Neither a newcomer nor our leaving closes it before they are answered."""
     surface.connections = make_connections(surface.clock, limit=1)
     connection, transport = surface.connect()
     connection.dataReceived(GET * 20)
-    surface.connections.drain()
+    surface.connections.leave()
     assert not transport.disconnecting
     surface.clock.advance(0)
     assert len(list(parse_responses(transport.value()))) == 17, "the first answer since it began to drain is the last"
@@ -134,7 +134,8 @@ def test_a_connection_whose_answer_is_still_being_taken_makes_no_room(surface: S
     connection.dataReceived(GET)
     connection.pauseProducing()
     assert surface.connect()[1].aborted
-    surface.connections.drain()
+    assert surface.connections.lagging
+    surface.connections.leave()
     assert not transport.disconnecting
     connection.resumeProducing()
     assert transport.disconnecting
@@ -402,22 +403,52 @@ def test_a_caller_who_leaves_cancels_the_event(surface: Surface) -> None:
     assert surface.recorder.finished == [("/event", "POST", 499)]
     assert surface.recorder.in_flight == 0
     assert surface.site.in_flight == 0
+    assert surface.site.tally.left == 1
 
 
-def test_draining_closes_idle_connections_and_the_others_after_their_answer(surface: Surface) -> None:
+def test_draining_closes_connections_behind_their_next_answer(surface: Surface) -> None:
+    """An idle one too: its caller, who may just be sending a request, is answered."""
+    connection, transport = surface.connect()
+    connection.dataReceived(GET)
+    surface.draining = True
+    surface.connections.drain()
+    assert not transport.disconnecting
+    connection.dataReceived(POST)
+    _, (status, headers, body) = parse_responses(transport.value())
+    assert (status, headers["connection"], headers["retry-after"]) == (503, "close", "5")
+    assert json.loads(body)["error"] == "shutting_down"
+    assert transport.disconnecting
+    assert (surface.site.tally.finished, surface.site.tally.refused) == (0, 1)
+
+
+def test_leaving_closes_idle_connections_and_the_others_after_their_answer(surface: Surface) -> None:
     waiting: Deferred[object] = Deferred()
     surface.pipeline.answer = lambda: waiting
     _, idle = surface.connect()
     busy, transport = surface.connect()
     busy.dataReceived(POST)
     surface.draining = True
-    surface.connections.drain()
+    surface.connections.leave()
     assert idle.disconnecting
     assert not transport.disconnecting
     waiting.callback(COMPLETION)
     [(status, headers, _)] = parse_responses(transport.value())
     assert (status, headers["connection"]) == (200, "close")
     assert transport.disconnecting
+    assert (surface.site.tally.finished, surface.site.tally.refused) == (1, 0)
+
+
+def test_what_has_its_last_answer_on_the_way_is_not_aborted_at_the_end(surface: Surface) -> None:
+    """As it would be lost, for the kernel then drops what it has not sent yet."""
+    surface.pipeline.answer = lambda: Deferred()
+    (cut, last), (_, silent) = surface.connect(), surface.connect()
+    cut.dataReceived(POST)
+    surface.connections.drain()
+    surface.site.cut()
+    surface.connections.stop()
+    assert last.disconnecting
+    assert not last.aborted
+    assert silent.aborted
 
 
 def test_a_burst_of_newcomers_does_not_outnumber_the_limit(surface: Surface) -> None:
@@ -439,6 +470,7 @@ def test_what_is_cut_is_told_so(surface: Surface) -> None:
     assert (status, json.loads(body)["error"], headers["connection"]) == (503, "shutting_down", "close")
     assert len(cancelled) == 1
     assert surface.site.in_flight == 0
+    assert (surface.site.tally.finished, surface.site.tally.cut) == (0, 1)
 
 
 def test_over_the_limit_the_oldest_idle_connection_makes_room(surface: Surface) -> None:

@@ -15,6 +15,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
+from ai_ticket.web.http2 import GOAWAY_SECONDS
+
 BODY = b'{"content": "hello"}'
 HEADERS = [("authorization", "Bearer secret"), ("content-type", "application/json")]
 
@@ -230,11 +232,12 @@ def test_a_drain_waits_for_the_requests_of_the_next_turn(surface: Surface) -> No
     for stream in range(1, 41, 2):
         client.h2.send_headers(stream, head, end_stream=True)
     client.exchange()
-    surface.connections.drain()
-    assert client.transport.value()[9:13] == (39).to_bytes(4, "big"), "the last stream that is taken"
+    surface.connections.leave()
     assert not client.transport.disconnecting
     surface.clock.advance(0)
+    surface.clock.advance(GOAWAY_SECONDS)
     assert client.transport.disconnecting
+    assert goaway(client) == 39, "the last stream that was taken"
     assert surface.recorder.finished == [("/health/live", "GET", 200)] * 20
 
 
@@ -333,22 +336,70 @@ def test_a_waiting_stream_outlives_every_timeout(surface: Surface) -> None:
     assert client.response(stream)[0] == 200
 
 
-def test_draining_sends_goaway_and_lets_streams_finish(surface: Surface) -> None:
+def goaway(client: Http2Client) -> int | None:
+    """The last stream that was taken, by the GOAWAY that came."""
+    client.exchange()
+    [last] = [event.last_stream_id for event in client.events if isinstance(event, h2.events.ConnectionTerminated)]
+    return last
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+def test_draining_sends_goaway_after_the_last_answer(surface: Surface, leaving: bool) -> None:
+    """Some clients give up all of their streams when it comes before they have read that; so there is a pause."""
     waiting: Deferred[object] = Deferred()
     surface.pipeline.answer = lambda: waiting
     client = surface.connect2()
     stream = client.request("POST", "/event", HEADERS, BODY)
     surface.draining = True
-    surface.connections.drain()
-    client.transport.value()
+    surface.connections.leave() if leaving else surface.connections.drain()
+    assert not client.transport.value()
+    refused = client.request("POST", "/event", HEADERS, BODY)
+    status, headers, _ = client.response(refused)
+    assert (status, headers["retry-after"]) == (503, "5")
     assert not client.transport.disconnecting
-    data = client.transport.value()
-    client.transport.clear()
-    assert data[3] == 7  # GOAWAY
     waiting.callback(COMPLETION)
     client.exchange()
+    surface.connections.leave()
+    assert not client.transport.disconnecting
+    assert client.transport.producerState == "paused", "the next request is not taken, and its caller told so"
+    surface.clock.advance(GOAWAY_SECONDS)
+    assert client.transport.producerState == "producing", "to hear the caller's good-bye"
+    assert goaway(client) == refused
     assert client.response(stream)[0] == 200
     assert client.transport.disconnecting
+
+
+def test_a_caller_who_goes_as_we_take_our_leave_leaves_nothing_behind(surface: Surface) -> None:
+    client = surface.connect2()
+    surface.connections.drain()
+    client.request("GET", "/health/live")
+    assert surface.clock.getDelayedCalls()
+    client.connection.connectionLost(Failure(ConnectionDone()))
+    assert not surface.clock.getDelayedCalls()
+
+
+def test_an_idle_connection_is_left_with_a_goaway(surface: Surface) -> None:
+    client = surface.connect2()
+    taken = client.request("GET", "/health/live")
+    surface.connections.drain()
+    assert not client.transport.disconnecting
+    surface.connections.leave()
+    surface.connections.leave()
+    assert goaway(client) == taken
+    assert client.transport.disconnecting
+
+
+def test_a_stream_that_is_cut_is_reset_before_we_leave(surface: Surface) -> None:
+    """Its caller can tell that the answer is not all."""
+    client = surface.connect2()
+    head = [(":method", "POST"), (":path", "/events"), (":scheme", "https"), (":authority", "x")]
+    client.h2.send_headers(1, [*head, ("x-api-key", "secret"), ("content-type", "application/x-ndjson")])
+    client.exchange()
+    surface.connections.drain()
+    surface.site.cut()
+    surface.clock.advance(GOAWAY_SECONDS)
+    assert goaway(client) == 1
+    assert [event.stream_id for event in client.events if isinstance(event, h2.events.StreamReset)] == [1]
 
 
 def test_head_and_expect(surface: Surface) -> None:

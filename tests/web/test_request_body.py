@@ -770,6 +770,18 @@ def test_the_last_answer_is_waited_for_while_it_is_taken() -> None:
     assert upload.transport.aborted
 
 
+def test_the_last_answer_is_waited_for_as_long_as_any_other() -> None:
+    upload = Upload(http2=False, headers={"connection": "close"})
+    upload.transport.full_at = 50_000
+    upload.end()
+    upload.request.respond(Response(200, b"x" * 10**6))
+    assert upload.transport.disconnecting
+    upload.sweep(29)
+    assert not upload.transport.aborted
+    upload.sweep(2)
+    assert upload.transport.aborted
+
+
 @pytest.mark.usefixtures("linux")
 @pytest.mark.parametrize("state", [7, 8])
 @pytest.mark.parametrize("pipelined", [False, True])

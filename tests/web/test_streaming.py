@@ -305,11 +305,18 @@ def test_a_fault_that_comes_at_once(surface: Surface) -> None:
     assert status == 503
 
 
-def test_draining_closes_the_connection_behind_a_stream(surface: Surface) -> None:
+@pytest.mark.parametrize("when", ["before", "meanwhile", "leaving"])
+def test_draining_closes_the_connection_behind_a_stream_that_said_so(surface: Surface, when: str) -> None:
+    """Else its caller, who may be sending the next request on it, is told by the answer to that."""
+    if when == "before":
+        surface.connections.drain()
     stream = Stream(surface, http2=False)
     stream.sink.write("x")
     surface.connections.drain()
+    if when == "leaving":
+        surface.connections.leave()
     stream.done.callback(COMPLETION)
     assert stream.ended
     assert isinstance(stream.transport, MemoryTransport)
-    assert stream.transport.disconnecting
+    assert (b"connection: close" in stream.transport.value()) is (when == "before")
+    assert stream.transport.disconnecting is (when != "meanwhile")

@@ -2,14 +2,26 @@
 
 import ssl
 import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 
-from ai_ticket.web.tls import CertificateError, TlsConnections, server_context
+from ai_ticket.web.tls import CertificateError, TlsConnections, certificate_warnings, server_context
+
+BEGINS = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+ENDS = BEGINS + timedelta(days=90)
+
+
+def self_signed(key: rsa.RSAPrivateKey, begins: datetime, ends: datetime) -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, begins, ends)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +37,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rsa_key = rsa.generate_private_key(65537, 2048)
     pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     (folder / "rsa.key").write_bytes(rsa_key.private_bytes(*pem, serialization.NoEncryption()))
+    weak_key = rsa.generate_private_key(65537, 1024)
+    (folder / "weak.key").write_bytes(weak_key.private_bytes(*pem, serialization.NoEncryption()))
+    (folder / "weak.crt").write_bytes(self_signed(weak_key, BEGINS, ENDS))
+    (folder / "dated.key").write_bytes(rsa_key.private_bytes(*pem, serialization.NoEncryption()))
+    (folder / "dated.crt").write_bytes(self_signed(rsa_key, BEGINS, ENDS))
     (folder / "locked.key").write_bytes(rsa_key.private_bytes(*pem, serialization.BestAvailableEncryption(b"x")))
     return folder
 
@@ -140,6 +157,7 @@ def test_a_new_context_serves_new_connections(files: Path) -> None:
         ("one.crt", "rubbish", "TLS_KEY_FILE", "no PEM private key"),
         ("one.crt", "two.key", "TLS_KEY_FILE", "not the key of the certificate"),
         ("one.crt", "rsa.key", "TLS_KEY_FILE", "not the key of the certificate"),
+        ("weak.crt", "weak.key", "TLS_CERT_FILE", "too weak to be served: ee key too small"),
         ("one.crt", "locked.key", "TLS_KEY_FILE", "without a pass phrase"),
     ],
 )
@@ -148,3 +166,27 @@ def test_what_can_not_be_used(files: Path, certificate: str, key: str, variable:
         server_context(str(files / certificate), str(files / key))
     assert (caught.value.variable, reason in caught.value.reason) == (variable, True)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        (BEGINS - timedelta(seconds=1), "is not valid before 2026-03-01 12:30 UTC: callers refuse it until then"),
+        (BEGINS + timedelta(seconds=1), None),
+        (ENDS - timedelta(days=14), None),
+        (
+            ENDS - timedelta(days=14) + timedelta(seconds=1),
+            "expires on 2026-05-30 12:30 UTC, in 13 days; replace it and send SIGHUP",
+        ),
+        (ENDS - timedelta(hours=1), "expires on 2026-05-30 12:30 UTC, in 0 days; replace it and send SIGHUP"),
+        (
+            ENDS + timedelta(seconds=1),
+            "has expired on 2026-05-30 12:30 UTC: callers refuse it; replace it and send SIGHUP",
+        ),
+    ],
+)
+def test_what_callers_refuse_or_soon_will(files: Path, time: datetime, said: str | None) -> None:
+    context = server_context(str(files / "dated.crt"), str(files / "dated.key"))
+    found = list(certificate_warnings(context, "my.crt", time.timestamp()))
+    assert found == ([] if said is None else [f"TLS_CERT_FILE='my.crt': the certificate {said}"])
+    assert TlsConnections(context).expires == ENDS.timestamp()

@@ -1,0 +1,181 @@
+"""The ports: bound by us or passed to us, and closed so that nobody who was let in is turned away."""
+
+import ctypes
+import errno
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec import Struct
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from ai_ticket.systemd import PassedSocketError
+
+BACKLOG = 1024
+HANDSHAKE_SECONDS = 0.25
+"""That the last of those who are connecting have to finish: a little more than the longest ways there are on earth."""
+
+PassedSockets = Callable[[set[str]], dict[str, list[socket.socket]]]
+
+
+class Endpoint(Struct, frozen=True):
+    """What to listen for. An empty host means all addresses, IPv6 and IPv4; no port: only if a socket is passed."""
+
+    name: str
+    variable: str
+    host: str
+    port: int | None
+    factory: IProtocolFactory
+
+
+class CannotStart(SystemExit, Exception):
+    """The service can't start; the log says why.
+
+    It ends the process with status 1. As it is an Exception as well, twistd tells of it to the process that waits for a
+    daemon to start, and which would wait for ever otherwise.
+    """
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        super().__init__(1)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Listeners:
+    """The ports of all endpoints."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, endpoints: Sequence[Endpoint], passed_sockets: PassedSockets):
+        """@param passed_sockets: gives the sockets that were passed to the process, where their names are these."""
+        self._reactor = reactor
+        self._endpoints = endpoints
+        self._passed_sockets = passed_sockets
+        self._bound: list[IListeningPort] = []
+        self._adopted: list[IListeningPort] = []
+
+    def open(self) -> None:
+        """Listen.
+
+        @raise CannotStart: a port can't be listened on.
+        """
+        try:
+            passed = self._passed_sockets({endpoint.name for endpoint in self._endpoints})
+        except PassedSocketError as error:
+            raise self._refusal(str(error))
+        for endpoint in self._endpoints:
+            if endpoint.name in passed:
+                for each in passed[endpoint.name]:
+                    self._adopt(endpoint, each)
+            elif endpoint.port is not None:
+                self._bind(endpoint, endpoint.port)
+
+    async def close(self) -> None:
+        """Take those whom the kernel has let in already, and listen no more.
+
+        A socket that was passed stays open where it comes from: who waits there is the next process's.
+        """
+        await self._stop(self._adopted)
+        ignored = [_let_nobody_in(port) for port in self._bound]
+        if any(ignored):
+            await deferLater(self._reactor, HANDSHAKE_SECONDS)
+        for port in self._bound:
+            _take_waiting(port)
+        await self._stop(self._bound)
+
+    async def close_at_once(self) -> None:
+        """Listen no more, whoever waits."""
+        await self._stop(self._adopted)
+        await self._stop(self._bound)
+
+    async def _stop(self, ports: list[IListeningPort]) -> None:
+        for port in ports:
+            stopping = port.stopListening()
+            if stopping is not None:
+                await stopping
+        ports.clear()
+
+    def _adopt(self, endpoint: Endpoint, passed: socket.socket) -> None:
+        # Which duplicates it.
+        with passed:
+            port = self._reactor.adoptStreamPort(passed.fileno(), passed.family, endpoint.factory)
+        self._adopted.append(port)
+        self._listening(endpoint, port, "passed by systemd")
+
+    def _bind(self, endpoint: Endpoint, number: int) -> None:
+        hosts = [endpoint.host] if endpoint.host else ["::", "0.0.0.0"]
+        for host in hosts:
+            try:
+                port = self._reactor.listenTCP(number, endpoint.factory, backlog=BACKLOG, interface=host)
+            except CannotListenError as error:
+                # "::" takes IPv4 as well, but can't be had where IPv6 is switched off.
+                in_use = getattr(error.socketError, "errno", None)
+                if host == hosts[-1] or in_use in _TAKEN:
+                    reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+                    raise self._refusal(f"{endpoint.variable}={number}: can't listen on {host}: {reason}")
+            else:
+                self._bound.append(port)
+                self._listening(endpoint, port, "ours")
+                return
+
+    def _listening(self, endpoint: Endpoint, port: IListeningPort, origin: str) -> None:
+        address: Any = port.getHost()
+        self._log.info(
+            "listening for {endpoint} on {host} port {port}",
+            endpoint=endpoint.name,
+            host=address.host,
+            port=address.port,
+            socket=origin,
+        )
+
+    def _refusal(self, reason: str) -> CannotStart:
+        self._log.critical("{reason}", reason=reason)
+        return CannotStart(reason)
+
+
+_TAKEN = (errno.EACCES, errno.EADDRINUSE)
+"""What another address would not help against."""
+
+# Linux' classic BPF, on a segment from its TCP header on: drop it if it asks for a connection, else keep all of it.
+_BPF_STATEMENT = struct.Struct("=HBBI")
+_DROP_NEWCOMERS = b"".join(
+    _BPF_STATEMENT.pack(*statement)
+    for statement in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+)
+_SO_ATTACH_FILTER = 26
+
+
+def _let_nobody_in(port: Any) -> bool:
+    """Have the kernel ignore whoever begins to connect: they try again a second later, when it refuses them.
+
+    Without this, some would be let in between our last look at who waits and the closing, which resets them.
+
+    @return: whether it does so. It is Linux that can.
+    """
+    program = ctypes.create_string_buffer(_DROP_NEWCOMERS, len(_DROP_NEWCOMERS))
+    count = len(_DROP_NEWCOMERS) // _BPF_STATEMENT.size
+    try:
+        with socket.fromfd(port.fileno(), port.addressFamily, socket.SOCK_STREAM) as listening:
+            listening.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", count, ctypes.addressof(program))
+            )
+    except OSError:
+        return False
+    return True
+
+
+def _take_waiting(port: Any) -> None:
+    """Accept those who wait in the kernel."""
+    waiting = select.poll()
+    waiting.register(port.fileno(), select.POLLIN)
+    for _ in range(BACKLOG):
+        if not waiting.poll(0):
+            return
+        port.doRead()

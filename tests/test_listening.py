@@ -1,0 +1,220 @@
+"""The ports, on loopback, under a reactor that the tests turn by hand."""
+
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from logged import logged
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
+
+from ai_ticket.listening import HANDSHAKE_SECONDS, CannotStart, Endpoint, Listeners
+from ai_ticket.systemd import PassedSocketError
+
+HOST = "127.0.0.1"
+
+
+class Reactor(MemoryReactorClock):
+    """Listens on real sockets, at which it looks when it is told to."""
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> tcp.Port:
+        found = tcp.Port(port, factory, backlog, interface, self)
+        found.startListening()
+        return found
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: Any, factory: Any) -> tcp.Port:
+        found = tcp.Port._fromListeningDescriptor(self, fileDescriptor, addressFamily, factory)
+        found.startListening()
+        return found
+
+
+class Accepted(Factory):
+    """Keeps the connections that it got."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.protocols: list[Protocol] = []
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        self.protocols.append(Protocol())
+        return self.protocols[-1]
+
+
+class World:
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        self.accepted = Accepted()
+        self.passed: dict[str, list[socket.socket]] = {}
+        self.clients: list[socket.socket] = []
+        self.listeners = self.listening(Endpoint("https", "TLS_PORT", HOST, 0, self.accepted))
+
+    def listening(self, *endpoints: Endpoint) -> Listeners:
+        return Listeners(self.reactor, endpoints, lambda names: self.passed)
+
+    def open(self) -> tuple[str, int]:
+        with logged() as lines:
+            self.listeners.open()
+        [line] = lines
+        assert line.startswith("info: listening for https on 127.0.0.1 port ")
+        return HOST, int(line.split()[-1])
+
+    def connect(self, address: tuple[str, int], *, wait: bool = True) -> socket.socket:
+        client = socket.socket()
+        self.clients.append(client)
+        client.setblocking(wait)
+        try:
+            client.connect(address)
+        except BlockingIOError:
+            assert not wait
+        return client
+
+    def close(self, how: Callable[[], Any]) -> list[Any]:
+        done: list[Any] = []
+        Deferred.fromCoroutine(how()).addBoth(done.append)
+        return done
+
+    def turn(self) -> None:
+        self.reactor.advance(0)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    found = World()
+    yield found
+    found.close(found.listeners.close_at_once)
+    found.turn()
+    for client in found.clients:
+        client.close()
+    for protocol in found.accepted.protocols:
+        transport: Any = protocol.transport
+        transport.connectionLost(Failure(ConnectionDone()))
+    for several in found.passed.values():
+        for each in several:
+            each.close()
+
+
+def refused(world: World, address: tuple[str, int]) -> bool:
+    try:
+        world.connect(address)
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_who_was_let_in_is_taken_before_the_port_closes(world: World) -> None:
+    address = world.open()
+    clients = [world.connect(address) for _ in range(150)]
+    done = world.close(world.listeners.close)
+    assert not done
+    assert not world.accepted.protocols
+    world.reactor.advance(HANDSHAKE_SECONDS)
+    assert len(world.accepted.protocols) == 150
+    world.turn()
+    assert done == [None]
+    for client, protocol in zip(clients, world.accepted.protocols, strict=True):
+        transport: Any = protocol.transport
+        transport.socket.send(b"hello")
+        assert client.recv(9) == b"hello"
+    assert refused(world, address)
+
+
+def test_who_comes_while_it_closes_is_not_let_in_to_be_reset(world: World) -> None:
+    """The kernel does not answer them meanwhile; it refuses them when they try again, a second later."""
+    address = world.open()
+    before = world.connect(address)
+    world.close(world.listeners.close)
+    during = world.connect(address, wait=False)
+    world.reactor.advance(HANDSHAKE_SECONDS)
+    world.turn()
+    assert len(world.accepted.protocols) == 1
+    before.send(b"is heard")
+    transport: Any = world.accepted.protocols[0].transport
+    assert transport.socket.recv(9) == b"is heard"
+    waiting = select.poll()
+    waiting.register(during)
+    assert not waiting.poll(0)
+
+
+def test_closing_at_once_does_not_wait(world: World) -> None:
+    address = world.open()
+    done = world.close(world.listeners.close_at_once)
+    world.turn()
+    assert done == [None]
+    assert refused(world, address)
+
+
+def test_closing_at_once_in_the_midst_of_closing(world: World) -> None:
+    """As on a second signal."""
+    address = world.open()
+    closing = Deferred.fromCoroutine(world.listeners.close())
+    closing.addErrback(lambda _: None)
+    closing.cancel()
+    done = world.close(world.listeners.close_at_once)
+    world.turn()
+    assert done == [None]
+    assert refused(world, address)
+
+
+def test_a_port_that_is_taken(world: World) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        listeners = world.listening(Endpoint("http", "HTTP_PORT", HOST, port, world.accepted))
+        with logged() as lines, pytest.raises(CannotStart) as caught:
+            listeners.open()
+    reason = f"HTTP_PORT={port}: can't listen on 127.0.0.1: Address already in use"
+    assert lines == [f"critical: {reason}"]
+    assert (str(caught.value), caught.value.code) == (reason, 1)
+    assert isinstance(caught.value, Exception), "twistd tells no other to whoever waits for a daemon's start"
+
+
+def test_a_passed_socket_is_used_in_the_place_of_a_port(world: World) -> None:
+    """It is left as it is: whoever waits at it is served by the next process."""
+    original = socket.create_server((HOST, 0))
+    original.setblocking(False)
+    world.passed = {"https": [original.dup()]}
+    address = world.open()
+    assert address == original.getsockname()
+    assert world.passed["https"][0].fileno() == -1, "one descriptor is enough"
+    first = world.connect(address)
+    [port] = world.reactor.getReaders()
+    port.doRead()
+    assert len(world.accepted.protocols) == 1
+    second = world.connect(address)
+    done = world.close(world.listeners.close)
+    world.turn()
+    assert done == [None], "there is nothing to wait for"
+    third = world.connect(address)
+    assert len(world.accepted.protocols) == 1
+    for waiting in (second, third):
+        found, peer = original.accept()
+        assert peer == waiting.getsockname()
+        found.close()
+    assert first.getpeername() == address
+    original.close()
+
+
+def test_an_endpoint_without_a_port_is_there_only_if_it_is_passed(world: World) -> None:
+    world.listeners = world.listening(Endpoint("http", "HTTP_PORT", HOST, None, world.accepted))
+    world.listeners.open()
+    assert not world.reactor.getReaders()
+    world.passed = {"http": [socket.create_server((HOST, 0)), socket.create_server((HOST, 0))]}
+    world.listeners.open()
+    assert len(world.reactor.getReaders()) == 2
+
+
+def test_a_socket_that_can_not_be_used_ends_the_start(world: World) -> None:
+    def passed(names: set[str]) -> dict[str, list[socket.socket]]:
+        assert names == {"https"}
+        raise PassedSocketError("a reason")
+
+    endpoint = Endpoint("https", "TLS_PORT", HOST, 0, world.accepted)
+    with logged() as lines, pytest.raises(CannotStart, match="a reason"):
+        Listeners(world.reactor, [endpoint], passed).open()
+    assert lines == ["critical: a reason"]
