@@ -37,6 +37,6 @@ USER 1000:1000
 EXPOSE 8443 9464
 # Without TLS, for the certificate need not name localhost. `degraded` (exit status 1) is not unhealthy: what is missing
 # then is a model server, and to start this container again would not bring it back.
-HEALTHCHECK --interval=30s --timeout=15s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=15s --start-period=30s --retries=3 \
     CMD ["sh", "-c", "ai-ticket health --timeout 10 --url http://localhost:${HTTP_PORT} || [ $? -eq 1 ]"]
 CMD ["twistd", "--nodaemon", "--pidfile=", "ai-ticket"]
