@@ -71,6 +71,7 @@ def make_pipeline(settings: Settings, reactor: Any, pool: Pool, registry: Collec
         queue_limit=settings.queue_limit,
         batch_size=settings.batch_size,
         batch_linger=settings.batch_linger_seconds,
+        check_backend=pool.check,
     )
     pool.watch(pipeline.look_again)
     metrics.watch(

@@ -135,7 +135,6 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         bodies=BodyLimits(settings.max_body_bytes, settings.max_batch_body_bytes, settings.max_batch_events),
         request_timeout=settings.request_timeout_seconds,
         sampling=logs.payloads.sampling,
-        check_backends=pool.check,
     )
     health = HealthRoutes(lambda: pool.states, draining=lambda: drain.announced)
 

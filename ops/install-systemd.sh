@@ -71,7 +71,8 @@ point() {
 releases() {
     local stamp
     for stamp in "$opt"/releases/*/installed; do
-        [[ -e $stamp ]] && printf '%s %s\n' "$(stat -c %Y -- "$stamp")" "$(basename -- "$(dirname -- "$stamp")")"
+        [[ -e $stamp ]] || continue
+        printf '%s %s\n' "$(stat -c %Y -- "$stamp")" "$(basename -- "$(dirname -- "$stamp")")"
     done | sort -n | cut -d ' ' -f 2-
 }
 

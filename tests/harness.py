@@ -100,7 +100,6 @@ class MemoryPipeline:
         self.jobs: list[Job] = []
         self.answer: Callable[[], Any] = lambda: succeed(COMPLETION)
         self.refusal: DomainError | None = None
-        self.no_backend: DomainError | None = None
         self.place: int | None = None
         self.batch_window = 8
 
@@ -116,10 +115,6 @@ class MemoryPipeline:
     def check_room(self, client: Client, deadline: float) -> None:
         if self.refusal is not None:
             raise self.refusal
-
-    def check_backends(self) -> None:
-        if self.no_backend is not None:
-            raise self.no_backend
 
     def position(self, job: Job) -> int | None:
         return self.place

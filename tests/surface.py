@@ -82,7 +82,6 @@ def make_surface() -> Surface:
         bodies=BodyLimits(MAX_BODY, 3 * MAX_BODY, 20),
         request_timeout=120,
         sampling=PayloadSampler(0, clock, lambda: False).sampling,
-        check_backends=pipeline.check_backends,
     )
     health = HealthRoutes(lambda: backends, lambda: found.draining)
     site = Site(

@@ -1,6 +1,7 @@
 """Events between callers and slots: admission, a fair queue, and cooperative workers that take from it."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 from math import floor
 
 from msgspec import Struct
@@ -53,13 +54,16 @@ class FairPipeline(Service):
         queue_limit: int,
         batch_size: int,
         batch_linger: float,
+        check_backend: Callable[[], None] = lambda: None,
     ):
         """@param max_concurrency: as for `set_max_concurrency`.
 
         @param queue_limit: events that may wait, those of batches not counted.
         @param batch_size: events that are taken from the queue together, at the most.
         @param batch_linger: how many seconds to wait for so many; 0: take what there is.
+        @param check_backend: raises `NoBackendAvailable` while no event has a chance.
         """
+        self._check_backend = check_backend
         self._backend = backend
         self._clock = clock
         self._recorder = recorder
@@ -115,9 +119,10 @@ class FairPipeline(Service):
     def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in. One that would not has ended thereby.
 
-        @raise DomainError: what `submit` would raise.
+        @raise DomainError: what `submit` would raise, or `NoBackendAvailable`.
         """
         try:
+            self._check_backend()
             self._admit(client, deadline)
         except DomainError as error:
             self._recorder.event_ended(error.code, None)

@@ -1,5 +1,6 @@
 """`POST /events`: many events in one request, each of which succeeds or fails alone (contract, "A batch")."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -79,6 +80,8 @@ class Batch:
         self._running: dict[Deferred[None], int] = {}
         self._size = 0
         self._next: Element | None = None
+        self._errors: Counter[str] = Counter()
+        self._usage = {"prompt_tokens": 0, "completion_tokens": 0}
         self._lags = False
         self._change: Deferred[None] | None = None
 
@@ -106,7 +109,8 @@ class Batch:
             raise
         finally:
             self._sign_of_life.cancel()
-        self._request.facts["events"] = self._begun
+        self._request.facts |= {"events": self._begun, "errors": dict(self._errors), **self._usage}
+        self._request.span.set({"ai_ticket.batch.events": self._begun, "ai_ticket.batch.failed": self._errors.total()})
         self._write(self._output.end())
         self._request.finish()
         return Streamed(200, error)
@@ -199,9 +203,13 @@ class Batch:
             raise InvalidParameter("stream must be false or absent in a batch")
         job = Job(event=event, client=self._client, timeout=self._rules.timeout, batch=True, span=self._request.span)
         completion = await self._pipeline.submit(job)
+        if completion.usage is not None:
+            self._usage["prompt_tokens"] += completion.usage.prompt_tokens
+            self._usage["completion_tokens"] += completion.usage.completion_tokens
         return {"status": 200, **answer_fields(completion, event, self._request.id)}
 
     def _error(self, error: DomainError) -> dict[str, Any]:
+        self._errors[error.code] += 1
         found: dict[str, Any] = {"status": status_of(error), **error_object(error, self._request.id)}
         if error.retry_after is not None:
             found["retry_after"] = retry_after_seconds(error.retry_after)

@@ -54,9 +54,7 @@ class EventRoutes:
         bodies: BodyLimits,
         request_timeout: float,
         sampling: Sampling,
-        check_backends: Callable[[], None],
     ):
-        """@param check_backends: raises `NoBackendAvailable` while no event has a chance."""
         self._gate = gate
         self._pipeline = pipeline
         self._clock = clock
@@ -64,7 +62,6 @@ class EventRoutes:
         self._bodies = bodies
         self._request_timeout = request_timeout
         self._sampling = sampling
-        self._check_backends = check_backends
         self._budget = BodyBudget(BATCHES * bodies.batch, BATCHES_EACH * bodies.batch)
 
     def routes(self) -> list[Route]:
@@ -80,7 +77,6 @@ class EventRoutes:
         _require_type(request, JSON)
         _require_size(request, self._bodies.event)
         deadline = request.arrived + self._request_timeout
-        self._check_backends()
         self._pipeline.check_room(client, deadline)
         begun = self._clock.seconds()
         body = await request.read_body(self._bodies.event)

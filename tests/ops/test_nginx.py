@@ -190,7 +190,7 @@ def front(tmp_path: Path, daemon: Daemon) -> Iterator[Front]:
     conf = written(folder, daemon.port("http"), port, daemon)
     command = [NGINX, "-p", str(folder), "-c", str(conf)]
     tested = subprocess.run([*command, "-t", "-q"], capture_output=True, text=True, check=False)
-    assert (tested.returncode, tested.stderr) == (0, "")
+    assert tested.returncode == 0, tested.stderr  # newer ones warn of a directive that older ones need
     with subprocess.Popen([*command, "-g", "daemon off;"]) as process:
         try:
             found = Front(folder, port, daemon.certificates.ca, process)

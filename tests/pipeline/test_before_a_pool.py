@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from harness import COMPLETION, MemoryBackend
 from msgspec.structs import replace
 from simulation import RecordedEvents, make_job
@@ -23,14 +24,16 @@ class World:
         self.servers = [MemoryBackend(count) for count in slots]
         policy = make_retry_policy(max_attempts=3, silence_is_curable=False, random=lambda: 1.0)
         self.pool = Pool([self.servers], clock=self.clock, random=lambda: 1.0, policy=policy)
+        self.recorded = RecordedEvents()
         self.pipeline = FairPipeline(
             self.pool,
             clock=self.clock,
-            recorder=RecordedEvents(),
+            recorder=self.recorded,
             max_concurrency=None,
             queue_limit=1000,
             batch_size=16,
             batch_linger=0.0,
+            check_backend=self.pool.check,
         )
         self.pool.watch(self.pipeline.look_again)
         self.outcomes: list[Any] = []
@@ -120,3 +123,14 @@ def test_every_circuit_open_is_told_at_once_also_beside_a_long_answer() -> None:
     world.clock.advance(5)
     world.submit(1)
     world.settle()
+
+
+def test_that_no_backend_is_available_is_known_from_the_head_and_counted() -> None:
+    world = World(1, 1)
+    client = make_job("?", deadline=None).client
+    world.open(0)
+    world.pipeline.check_room(client, 100)
+    world.open(1)
+    with pytest.raises(NoBackendAvailable):
+        world.pipeline.check_room(client, 100)
+    assert world.recorded.outcomes == ["no_backend_available"]

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from surface import Surface
 from surface_batch import Upload
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import globalLogPublisher
 
 from ai_ticket.errors import ApiRateLimited, ApiServerError
 from ai_ticket.interfaces import Admission, Job
@@ -441,3 +442,16 @@ def test_which_form_is_wanted(surface: Surface, accept: str, lines: bool) -> Non
     upload = Upload(surface, http2=True)
     upload.send(b'[{"content": "a"}]', accept=accept)
     assert (upload.headers["content-type"] == NDJSON) == lines
+
+
+def test_what_the_log_tells_of_a_batch(surface: Surface) -> None:
+    logged: list[dict[str, Any]] = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        upload = Upload(surface, http2=True)
+        upload.send(b'[{"content": "a"}, {"content": "b"}, 3]')
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    [line] = [event for event in logged if event.get("route") == "/events"]
+    facts = {name: line[name] for name in ("events", "errors", "prompt_tokens", "completion_tokens")}
+    assert facts == {"events": 3, "errors": {"invalid_input_format": 1}, "prompt_tokens": 6, "completion_tokens": 4}

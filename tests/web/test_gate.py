@@ -84,7 +84,7 @@ def test_a_full_queue_is_told_from_the_head(surface: Surface) -> None:
 
 
 def test_so_is_it_that_no_backend_is_available(surface: Surface) -> None:
-    surface.pipeline.no_backend = NoBackendAvailable(retry_after=2.5)
+    surface.pipeline.refusal = NoBackendAvailable(retry_after=2.5)
     status, headers, body = answer(surface, HEAD + TOKEN + JSON + b"\r\n")
     assert (status, body["error"], headers["retry-after"]) == (503, "no_backend_available", "3")
 
