@@ -76,6 +76,7 @@ class AITicket(MultiService):
 
         @raise CannotStart: a port can't be listened on.
         """
+        self._install_signals()
         self._logs.start()
         for warning in self._warnings:
             self._log.warn("{warning}", warning=warning)
@@ -87,10 +88,11 @@ class AITicket(MultiService):
         if self._reloadable.token_file is not None:
             self._repeat(self._token_watch, self._reload_interval, "watching the token file failed")
         self._repeat(self._certificate_watch, CERTIFICATE_SECONDS, "watching the certificate failed")
-        self._reactor.callWhenRunning(self._started)
+        # Not only `callWhenRunning`, before which threads are started: for so long a signal would be the reactor's.
+        self._reactor.addSystemEventTrigger("during", "startup", self._started)
 
     def _started(self) -> None:
-        """The reactor runs. Only now can signals be ours: it sets handlers of its own when it starts."""
+        """The reactor has started, and has just set signal handlers of its own in the place of ours."""
         self._install_signals()
         self._systemd.ready(SERVING)
 
@@ -135,11 +137,8 @@ class AITicket(MultiService):
     # Signals.
 
     def _install_signals(self) -> None:
-        for number, act in (
-            (signal.SIGTERM, self._stop_requested),
-            (signal.SIGINT, self._stop_requested),
-            (signal.SIGHUP, self._reload_requested),
-        ):
+        for number in _SIGNALS:
+            act = self._reload_requested if number == signal.SIGHUP else self._stop_requested
             signal.signal(number, lambda *_, act=act: self._reactor.callFromThread(act))
 
     def _stop_requested(self) -> None:
@@ -180,6 +179,9 @@ class AITicket(MultiService):
     def _warn_of_certificate(self) -> None:
         for warning in self._reloadable.certificate_warnings(self._reactor.seconds()):
             self._log.warn("{warning}", warning=warning)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _raise_file_limit() -> None:

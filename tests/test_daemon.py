@@ -2,17 +2,30 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import AUTH, PATIENCE, TOKEN, Daemon, ModelServer, model_server, running, wait_until
+from daemon import (
+    AUTH,
+    PATIENCE,
+    ROOT,
+    TOKEN,
+    Certificates,
+    Daemon,
+    ModelServer,
+    model_server,
+    running,
+    wait_until,
+)
 from harness import HERE
 
 from ai_ticket.backend import model as bundled
@@ -275,6 +288,94 @@ def test_a_port_in_use_ends_it(tmp_path: Path, variable: str) -> None:
     assert line["level"] == "CRITICAL"
     assert line["message"] == f"{variable}={port}: can't listen on 127.0.0.1: Address already in use"
     assert "Traceback" not in out + err
+
+
+def daemonised(folder: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """twistd without --nodaemon: it returns when the service has started, or can't."""
+    certificates = Certificates(folder)
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "twistd"), f"--pidfile={folder}/pid", *options],
+        cwd=folder,
+        env={
+            **{name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ},
+            "BIND_HOST": "127.0.0.1",
+            "TLS_PORT": "0",
+            "OTEL_PROMETHEUS_PORT": "0",
+            "TLS_CERT_FILE": str(certificates.certificate),
+            "TLS_KEY_FILE": str(certificates.key),
+            "AI_TICKET_AUTH_TOKEN": TOKEN,
+            **environ,
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", [("ai-ticket",), ("-y", str(ROOT / "ai_ticket.tac"))], ids=["plugin", "tac"])
+def test_a_port_in_use_ends_a_daemon_whose_start_is_waited_for(tmp_path: Path, command: tuple[str, ...]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        found = daemonised(tmp_path, *command, TLS_PORT=port)
+    assert found.returncode == 1
+    assert f"TLS_PORT={port}: can't listen on 127.0.0.1: Address already in use" in found.stderr
+    assert "Traceback" not in found.stderr
+    lines = [json.loads(line) for line in (tmp_path / "twistd.log").read_text().splitlines()]
+    assert [line["message"] for line in lines if line["level"] == "CRITICAL"] == [
+        f"TLS_PORT={port}: can't listen on 127.0.0.1: Address already in use"
+    ]
+
+
+def test_a_daemon_logs_to_the_file_that_it_was_told(tmp_path: Path) -> None:
+    found = daemonised(tmp_path, "--logfile=my.log", "ai-ticket")
+    assert (found.returncode, found.stderr) == (0, "")
+    log = tmp_path / "my.log"
+    assert "listening for https" in log.read_text()
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    wait_until(lambda: "stopped: 0 requests finished" in log.read_text(), "the end")
+    wait_until(lambda: not (tmp_path / "pid").exists(), "the end of the process")
+    found = daemonised(tmp_path, "--syslog", "ai-ticket")
+    assert found.returncode == 1
+    assert found.stderr == "ai-ticket: --syslog: the log goes to standard output, or to the file that --logfile names\n"
+
+
+def test_systemd_is_told_how_the_service_is(tmp_path: Path, server: ModelServer) -> None:
+    heard: list[list[str]] = []
+
+    def has_heard(first: str) -> list[str] | None:
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(notified.recv(4096).decode().split("\n"))
+        return next((lines for lines in heard if lines[0] == first), None)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notified:
+        notified.bind(str(tmp_path / "notify"))
+        with running(
+            tmp_path, KOBOLDCPP_API_URL=server.url, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000"
+        ) as daemon:
+            wait_until(lambda: has_heard("READY=1"), "that it is ready")
+            assert daemon.logged("listening for https"), "by then"
+            wait_until(lambda: has_heard("WATCHDOG=1"), "that it lives")
+            heard.clear()
+            daemon.signal(signal.SIGHUP)
+            wait_until(lambda: has_heard("READY=1"), "that it is ready again")
+            told = [lines[0] for lines in heard if lines[0] != "WATCHDOG=1"]
+            assert told == ["RELOADING=1", "READY=1"]
+            daemon.signal(signal.SIGTERM)
+            assert daemon.wait() == 0
+            stopping = has_heard("STOPPING=1")
+            assert stopping is not None
+            assert stopping[1] == "EXTEND_TIMEOUT_USEC=150000000"
+
+
+def test_a_socket_of_an_unknown_name_ends_it(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as passed,
+        running(tmp_path, listening={"ai-ticket.socket": passed}) as daemon,
+    ):
+        assert daemon.wait() == 1
+        assert daemon.logged("FileDescriptorName= must be one of http, https, metrics")
 
 
 def test_unknown_and_later_variables_are_logged(tmp_path: Path, server: ModelServer) -> None:

@@ -1,6 +1,7 @@
 """The real daemon is stopped in the midst of a crowd: whoever was let in gets an answer."""
 
 import asyncio
+import json
 import signal
 import socket
 import time
@@ -155,6 +156,35 @@ def test_a_second_signal_cuts_at_once_and_the_log_says_so(tmp_path: Path) -> Non
             found = report(daemon)
             assert (found["finished"], found["cut"]) == (0, 8 + 4)
             await until(lambda: backend.left == 8, "the end of the generations")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["array", "lines"])
+def test_a_batch_says_where_it_stopped(tmp_path: Path, lines: bool) -> None:
+    """Its events that have begun finish, the others are told."""
+
+    async def run() -> None:
+        async with serving(tmp_path) as (daemon, backend):
+            crowd = Crowd(daemon, max_tokens=50)
+            event = crowd.body(stream=False)
+            kind = "application/x-ndjson" if lines else "application/json"
+            body = b"\n".join([event] * 40) if lines else b"[" + b",".join([event] * 40) + b"]"
+            async with crowd.client() as client:
+                asking = asyncio.ensure_future(
+                    client.post("/events", content=body, headers={"content-type": kind, "accept": kind})
+                )
+                await until(lambda: backend.ended >= 8 and backend.under_way == 8, "some of its events")
+                begun = backend.begun
+                daemon.signal(signal.SIGTERM)
+                answer = await asking
+            assert await ended(daemon) == 0
+            found = [json.loads(line) for line in answer.text.splitlines()] if lines else answer.json()
+            assert sorted(result["index"] for result in found) == list(range(40))
+            told = [(result["error"], result["retry_after"]) for result in found if result["status"] != 200]
+            assert told == [("shutting_down", 5)] * (40 - backend.begun)
+            assert begun <= backend.begun <= begun + 8
+            assert backend.left == 0
 
     asyncio.run(run())
 

@@ -30,6 +30,10 @@ class Reactor(MemoryReactorClock):
     def callFromThread(self, callable: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         callable(*args, **kwargs)
 
+    def startup(self) -> None:
+        [(hook, _, _)] = self.triggers["during"]["startup"]
+        hook()
+
     def stop(self) -> None:
         self.stopped += 1
 
@@ -117,8 +121,7 @@ class World:
 
     def start(self) -> None:
         self.service.startService()
-        for hook, args, kwargs in self.reactor.whenRunningHooks:
-            hook(*args, **kwargs)
+        self.reactor.startup()
         self.diary.clear()
 
     def end(self) -> list[Any]:
@@ -130,9 +133,11 @@ class World:
 @pytest.fixture
 def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[..., None]]:
     found: dict[int, Callable[..., None]] = {}
-    numbers = {name: getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")}
-    install = lambda number, handler: found.update({number: handler})  # noqa: E731
-    monkeypatch.setattr(module, "signal", SimpleNamespace(signal=install, **numbers))
+    fake = SimpleNamespace(
+        SIGHUP=signal.SIGHUP,
+        signal=lambda number, handler: found.update({number: handler}),
+    )
+    monkeypatch.setattr(module, "signal", fake)
     return found
 
 
@@ -158,11 +163,11 @@ def test_ready_is_said_when_ports_are_open_parts_have_started_and_signals_are_ou
         world.service.startService()
     assert "warn: look here" in lines
     assert world.diary == ["ports open", "first starts", "last starts"]
-    assert not handlers, "the reactor, which starts later, would overwrite them"
-    [(hook, _, _)] = world.reactor.whenRunningHooks
-    hook()
+    assert set(handlers) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, "who is told to stop while it starts, does"
+    handlers.clear()
+    world.reactor.startup()
     assert world.diary[3:] == ["ready"]
-    assert set(handlers) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    assert set(handlers) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, "the reactor has overwritten them"
     finish(world)
 
 
