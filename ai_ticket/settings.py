@@ -36,6 +36,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     hsts_seconds: Annotated[
         int, Meta(ge=0, le=63_072_000), _help("max-age of Strict-Transport-Security on HTTPS answers; 0: not sent")
     ] = 0
+    workers: Annotated[
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^(?i:auto)$|^([1-9]|[1-5][0-9]|6[0-4])$",
+                extra={"allowed": "a whole number from 1 to 64, or auto"},
+            ),
+        ],
+        _help("processes that serve callers, for several cores; auto: as many as there are cores"),
+    ] = "1"
     max_connections: Annotated[Count, _help("open connections from callers, the exporter's not counted")] = 10_000
     header_timeout_seconds: Annotated[Seconds, _help("time for a whole request head")] = 10.0
     body_timeout_seconds: Annotated[Seconds, _help("time for a whole request body")] = 30.0
@@ -216,7 +226,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 NOT_YET_IN_FORCE = frozenset(
     """
-    CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB WORKERS
+    CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
     """.split()
 )
 """Variables of the contract whose feature comes later: known, answered with a warning, without effect."""

@@ -106,11 +106,16 @@ class KoboldBackend:
             model=info.model,
             context_length=info.context_length,
         )
-        # It may be another server, or another version meanwhile: which endpoints it has is open again.
-        self._endpoint = FIRST_NATIVE if info.kind == KOBOLD_API else 0
-        self._server.keeps_connections = info.kind == LLAMACPP
-        self._state = found
+        self.adopt(found)
         return found
+
+    def adopt(self, state: BackendState) -> None:
+        """Go by what a probe has found, or an attempt: here, or in another process."""
+        if state.up:
+            # It may be another server, or another version meanwhile: which endpoints it has is open again.
+            self._endpoint = FIRST_NATIVE if state.kind == KOBOLD_API else 0
+            self._server.keeps_connections = state.kind == LLAMACPP
+        self._state = state
 
     async def settle(self) -> None:
         """Wait until the server has been told of every generation that was to be stopped, or could not be."""

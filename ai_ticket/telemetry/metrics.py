@@ -13,6 +13,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
 
 from ai_ticket import __version__
 
@@ -108,9 +109,14 @@ class Metrics:
         """A request was refused because its client has sent too many."""
         self._rate_limited[reason].inc()
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All families, and the type of the text: OpenMetrics, with exemplars, for who accepts it."""
-        if "application/openmetrics-text" in accept:
-            text: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
-            return text, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+    async def render(self, accept: str = "") -> tuple[bytes, str]:
+        """All families, as `rendered`."""
+        return rendered(self._registry, accept)
+
+
+def rendered(families: Collector, accept: str) -> tuple[bytes, str]:
+    """All families, and the type of the text: OpenMetrics, with exemplars, for who accepts it."""
+    if "application/openmetrics-text" in accept:
+        text: bytes = openmetrics.generate_latest(families)  # type: ignore[no-untyped-call]
+        return text, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(families), CONTENT_TYPE_PLAIN_0_0_4
