@@ -129,6 +129,10 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     limiter, limiting = make_limiter(settings, reactor, metrics)
     tls = TlsConnections(server_context(certificate_file, key_file))
     systemd = Systemd(os.environ, reactor)
+
+    async def render(accept: str) -> tuple[bytes, str]:
+        return metrics.render(accept)
+
     surface = make_surface(
         settings,
         reactor,
@@ -141,7 +145,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         states=lambda: pool.states,
         settle=lambda: Deferred.fromCoroutine(pool.settle()),
         tls=tls,
-        render=metrics.render,
+        render=render,
         exported=True,
         listen=lambda endpoints: Listeners(
             reactor, endpoints, lambda names: passed_sockets(environment_at_start(), names)

@@ -56,6 +56,10 @@ class Surface:
         return list(parse_responses(transport.value()))
 
 
+async def _metrics(accept: str) -> tuple[bytes, str]:
+    return b"x 1\n", "text/plain; version=0.0.4"
+
+
 def make_surface() -> Surface:
     clock = Clock()
     recorder = Recorded()
@@ -85,7 +89,7 @@ def make_surface() -> Surface:
     )
     health = HealthRoutes(lambda: backends, lambda: found.draining)
     site = Site(
-        [*events.routes(), *health.routes(), metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4"))],
+        [*events.routes(), *health.routes(), metrics_route(_metrics)],
         clock=clock,
         recorder=recorder,
         tracer=tracer,

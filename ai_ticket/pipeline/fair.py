@@ -117,7 +117,7 @@ class FairPipeline(Service):
         return self._queue.position(job) if job in self._waiting else None
 
     def is_roomy(self, seconds: float) -> bool:
-        """Whether there is room for more events of anybody, not just for one, and with this much time for each."""
+        """Whether there is plenty of room, for events of anybody with half of so many seconds left or more."""
         try:
             self._check_backend()
         except DomainError:

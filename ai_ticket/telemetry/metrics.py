@@ -109,7 +109,7 @@ class Metrics:
         """A request was refused because its client has sent too many."""
         self._rate_limited[reason].inc()
 
-    async def render(self, accept: str = "") -> tuple[bytes, str]:
+    def render(self, accept: str = "") -> tuple[bytes, str]:
         """All families, as `rendered`."""
         return rendered(self._registry, accept)
 

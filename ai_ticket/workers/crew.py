@@ -1,8 +1,8 @@
 """The workers of a service: as many as there are to be, started again when they end, and spoken to as one."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
-from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -72,12 +72,15 @@ class Crew(Service):
         start: Callable[[int], Start],
         jitter: Callable[[], float],
     ):
-        """@param make_link: a link, given its `ready` and `lost`. @param start: a worker's first message."""
+        """@param make_link: a link, given its `ready` and `lost`. @param start: a worker's first message.
+
+        @param jitter: a number from 0 to 1.
+        """
         self._clock = clock
         self._launch = launch
         self._make_link = make_link
         self._start = start
-        self._delay = backoffPolicy(FIRST_RETRY, LAST_RETRY, factor=2.0, jitter=jitter)
+        self._jitter = jitter
         self._workers = [Worker(number) for number in range(count)]
         self._departed: list[Family] = []
         self._look = LoopingCall(self._look_after)
@@ -190,7 +193,7 @@ class Crew(Service):
             return
         if self._clock.seconds() - worker.started_at >= STEADY:
             worker.failures = 0
-        delay = self._delay(worker.failures)
+        delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(worker.failures, 32)) * (1 + self._jitter()) / 2
         worker.failures += 1
         self._log.error(
             "worker {worker} {how}; it is started again in {delay:.1f} s", worker=worker.number, how=how, delay=delay
@@ -210,10 +213,16 @@ class Crew(Service):
                 process.kill()
                 continue
             link.ping()
+            self._keep(worker)
             if not self._looks % PLACES_LOOKS:
                 link.tell_places()
 
     # Metrics.
+
+    def _keep(self, worker: Worker) -> None:
+        """Keep a worker's metrics: what it has counted since is lost with it."""
+        updating = Deferred.fromCoroutine(self._update(worker))
+        updating.addErrback(lambda failure: self._log.failure("a worker's metrics can't be read", failure))
 
     async def families(self) -> list[Family]:
         """The metrics of all workers, those included that are gone."""
@@ -221,12 +230,13 @@ class Crew(Service):
         return merged([self._departed, *(worker.families for worker in self._workers)])
 
     async def _update(self, worker: Worker) -> None:
-        if worker.link is None or not worker.ready:
+        link = worker.link
+        if link is None or not worker.ready:
             return
-        try:
-            worker.families = await worker.link.samples().addTimeout(SAMPLES_SECONDS, self._clock)
-        except (TimeoutError, LinkLost):
-            return
+        with suppress(TimeoutError, LinkLost):
+            families = await link.samples().addTimeout(SAMPLES_SECONDS, self._clock)
+            if worker.link is link:
+                worker.families = families
 
     # The end.
 

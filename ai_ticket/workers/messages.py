@@ -178,7 +178,10 @@ class Learnt(Message, frozen=True, array_like=True, tag=True):
 
 
 class Outlook(Message, frozen=True, array_like=True, tag=True):
-    """How things are in the pipeline: its `batch_window`, and whether anyone's event would be taken in."""
+    """How things are in the pipeline: its `batch_window`, and whether anyone's event would be taken in.
+
+    That holds for events with half of REQUEST_TIMEOUT_SECONDS left or more.
+    """
 
     batch_window: int
     roomy: bool

@@ -65,8 +65,9 @@ class RemotePipeline:
         clock: IReactorTime,
         backends: Sequence[Backend],
         outlook: Outlook,
+        timeout: float,
     ):
-        """@param backends: in order of rank."""
+        """@param backends: in order of rank. @param timeout: of an event, in seconds."""
         self._questions = questions
         self._send = send
         self._clock = clock
@@ -74,6 +75,7 @@ class RemotePipeline:
         self._numbers = count()
         self._passages: dict[int, _Passage] = {}
         self._by_job: dict[Job, _Passage] = {}
+        self._timeout = timeout
         self.outlook = outlook
 
     @property
@@ -89,7 +91,7 @@ class RemotePipeline:
 
         @raise DomainError: what `submit` would raise, or `NoBackendAvailable`.
         """
-        if self.outlook.roomy and deadline > self._clock.seconds():
+        if self.outlook.roomy and 2 * (deadline - self._clock.seconds()) > self._timeout:
             return
         fault = await self._questions.ask(lambda number: AskRoom(number, client, deadline))
         if fault is not None:
@@ -176,9 +178,9 @@ class RemotePipeline:
         except CancelledError:
             pass  # by `_stop`: the parent knows, or is told
         except Exception:
-            self._send(Attempted(message.number, Fault.of(InternalError())))
             if not passage.ended.called:
                 passage.ended.errback()
+            self._send(Attempted(message.number, Fault.of(InternalError())))
         else:
             self._send(Attempted(message.number))
             if not passage.ended.called:

@@ -233,7 +233,12 @@ def build_worker(
     locations = [learnt.location for learnt in start.backends]
     backends = _make_backends(settings, reactor, registry, locations)
     pipeline = RemotePipeline(
-        parent.questions, parent.channel.send, clock=reactor, backends=backends, outlook=start.outlook
+        parent.questions,
+        parent.channel.send,
+        clock=reactor,
+        backends=backends,
+        outlook=start.outlook,
+        timeout=settings.request_timeout_seconds,
     )
     authenticator = Authenticator(
         in_force.configured_tokens,
