@@ -14,7 +14,7 @@ from ai_ticket.interfaces import Backend, BackendState, Limiter
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
 from ai_ticket.workers.link import Link
-from ai_ticket.workers.messages import Attempt, Ended, Outlook, Place
+from ai_ticket.workers.messages import Attempt, Ended, Learnt, Outlook, Place
 from ai_ticket.workers.parent import Office
 from ai_ticket.workers.relayed import RelayedBackend
 from ai_ticket.workers.remote import RemotePipeline
@@ -136,6 +136,7 @@ class Worker:
             Ended: self.pipeline.ended,
             Place: self.pipeline.place,
             Outlook: self._see,
+            Learnt: lambda _: None,
         }
 
     def _see(self, outlook: Outlook) -> None:
@@ -157,6 +158,7 @@ def make_pipeline(clock: Clock, backend: Any = None, recorder: Any = None) -> Fa
         queue_limit=10,
         batch_size=16,
         batch_linger=0.0,
+        check_backend=getattr(backend, "check", lambda: None),
     )
 
 
