@@ -127,7 +127,7 @@ class _Spawned(ProcessProtocol):
         try:
             if not isinstance(read_one(self._socket, from_worker), Ready):
                 raise NotReady("it says something else first")
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise NotReady("it has ended")
         except OSError as error:
             raise NotReady(f"nothing is heard of it ({error})")
