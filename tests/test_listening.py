@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from ai_ticket.listening import HANDSHAKE_SECONDS, CannotStart, Endpoint, Listeners
 from ai_ticket.systemd import PassedSocketError
 from ai_ticket.workers.messages import PassedPort
-from ai_ticket.workers.worker import InheritedPorts
+from ai_ticket.workers.ports import REST_SECONDS, YIELD_SECONDS, InheritedPorts
 
 HOST = "127.0.0.1"
 
@@ -271,10 +271,20 @@ class TestHeldForOthers:
 class TestInherited:
     """Ports as a worker has them."""
 
+    ahead = False
+
+    def look(self, world: World) -> None:
+        """Let the reactor look once, at what it watches."""
+        for port in world.reactor.getReaders():
+            port.doRead()  # type: ignore[attr-defined]
+
     def inherit(self, world: World, listening: socket.socket, *, ours: bool) -> Any:
         passed = PassedPort("https", os.dup(listening.fileno()), ours)
         world.listeners = InheritedPorts(
-            world.reactor, [Endpoint("https", "TLS_PORT", HOST, None, world.accepted)], [passed]
+            world.reactor,
+            [Endpoint("https", "TLS_PORT", HOST, None, world.accepted)],
+            [passed],
+            ahead=lambda: self.ahead,
         )
         world.listeners.open()
         [port] = world.reactor.getReaders()
@@ -283,12 +293,41 @@ class TestInherited:
     def test_callers_are_taken_one_at_a_time_so_that_each_worker_has_some(self, world: World) -> None:
         with socket.create_server((HOST, 0)) as held:
             held.setblocking(False)
-            port = self.inherit(world, held, ours=True)
+            self.inherit(world, held, ours=True)
             for _ in range(5):
                 world.connect(held.getsockname())
             for count in (1, 2, 3):
-                port.doRead()
+                self.look(world)
                 assert len(world.accepted.protocols) == count
+                self.look(world)
+                assert len(world.accepted.protocols) == count, "the next is for who is free"
+                world.reactor.advance(REST_SECONDS)
+
+    def test_who_has_more_than_the_others_leaves_them_a_while_and_no_more(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            self.inherit(world, held, ours=True)
+            self.ahead = True
+            for _ in range(2):
+                world.connect(held.getsockname())
+            for count in (1, 2):
+                self.look(world)
+                assert len(world.accepted.protocols) == count - 1
+                world.reactor.advance(YIELD_SECONDS)
+                self.look(world)
+                assert len(world.accepted.protocols) == count
+                world.reactor.advance(REST_SECONDS)
+
+    def test_closing_while_it_rests(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            self.inherit(world, held, ours=True)
+            for _ in range(2):
+                world.connect(held.getsockname())
+            self.look(world)
+            world.close(world.listeners.close_at_once)
+            world.turn()
+            assert not world.reactor.getDelayedCalls()
 
     def test_what_is_ours_is_emptied_before_it_closes(self, world: World) -> None:
         with socket.create_server((HOST, 0), backlog=200) as held:

@@ -122,7 +122,6 @@ class FairPipeline(Service):
             self._check_backend()
         except DomainError:
             return False
-        self._read_slots()
         in_time = not self._forecast.measured or 2 * self._wait(len(self._queue) + 1) <= seconds
         return not self._stopped and in_time and 2 * self._queue.interactive < self._queue_limit
 

@@ -203,6 +203,8 @@ class Crew(Service):
     def _look_after(self) -> None:
         now = self._clock.seconds()
         self._looks += 1
+        links = self._links()
+        fair_share = sum(link.connections for link in links) / len(links) if links else 0.0
         for worker in self._workers:
             link, process = worker.link, worker.process
             if link is None or process is None:
@@ -212,7 +214,7 @@ class Crew(Service):
                 self._log.error("worker {worker} hangs, and is killed", worker=worker.number)
                 process.kill()
                 continue
-            link.ping()
+            link.ping(fair_share)
             self._keep(worker)
             if not self._looks % PLACES_LOOKS:
                 link.tell_places()

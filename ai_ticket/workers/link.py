@@ -68,7 +68,8 @@ class LinkLost(Exception):
 class Link:
     """A worker, as far as messages go.
 
-    `heard_at`: when it last answered a ping. `in_flight`, `stopped`: what it has said of its end. `gone`: it is lost.
+    `heard_at`: when it last answered a ping, and `connections`: of how many callers. `in_flight`, `stopped`: what it has
+    said of its end. `gone`: it is lost.
     """
 
     _log = Logger()
@@ -92,6 +93,7 @@ class Link:
         self.heard_at = service.clock.seconds()
         self.in_flight: int | None = None
         self.stopped: Stopped | None = None
+        self.connections = 0
         self.gone = False
         self._handlers: Handlers = {
             Ready: lambda _: self._ready(),
@@ -111,9 +113,9 @@ class Link:
         """Tell the worker."""
         self.channel.send(message)
 
-    def ping(self) -> None:
-        """Have it show that its reactor turns."""
-        self.send(Ping())
+    def ping(self, connections: float) -> None:
+        """Have it show that its reactor turns. `connections`: of callers, which each worker has on average."""
+        self.send(Ping(connections))
 
     def samples(self) -> Deferred[list[Family]]:
         """Its metrics."""
@@ -131,7 +133,8 @@ class Link:
         """The worker tells or asks something."""
         self._handlers[type(message)](message)
 
-    def _pong(self, _: Pong) -> None:
+    def _pong(self, message: Pong) -> None:
+        self.connections = message.connections
         self.heard_at = self._service.clock.seconds()
 
     def _take_stopping(self, message: Stopping) -> None:

@@ -131,7 +131,9 @@ class AskMetrics(Message, frozen=True, array_like=True, tag=True):
 
 
 class Pong(Message, frozen=True, array_like=True, tag=True):
-    """Its reactor turns."""
+    """Its reactor turns, and it has so many connections of callers."""
+
+    connections: int
 
 
 class Stopping(Message, frozen=True, array_like=True, tag=True):
@@ -260,7 +262,9 @@ class Metrics(Message, frozen=True, array_like=True, tag=True):
 
 
 class Ping(Message, frozen=True, array_like=True, tag=True):
-    """Does the reactor turn?"""
+    """Does the reactor turn? And so many connections of callers the workers have each, on average."""
+
+    connections: float
 
 
 class Stop(Message, frozen=True, array_like=True, tag=True):

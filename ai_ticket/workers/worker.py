@@ -17,7 +17,7 @@ from ai_ticket.assembly import make_backends
 from ai_ticket.backend.address import Location
 from ai_ticket.backend.kobold import KoboldBackend
 from ai_ticket.drain import Drain
-from ai_ticket.listening import Endpoint, Listeners
+from ai_ticket.listening import Listeners
 from ai_ticket.service import raise_file_limit
 from ai_ticket.settings import Settings
 from ai_ticket.systemd import Systemd
@@ -42,7 +42,6 @@ from ai_ticket.workers.messages import (
     InForce,
     Learnt,
     Outlook,
-    PassedPort,
     Ping,
     Place,
     Pong,
@@ -54,6 +53,7 @@ from ai_ticket.workers.messages import (
     Stopped,
     Stopping,
 )
+from ai_ticket.workers.ports import InheritedPorts
 from ai_ticket.workers.remote import RemoteLimiter, RemotePipeline
 
 END_SECONDS = 3.0
@@ -74,7 +74,6 @@ class ParentEnd:
             messages.Metrics: lambda message: self.questions.answered(
                 message.number, (message.text, message.content_type)
             ),
-            Ping: lambda _: self.channel.send(Pong()),
         }
 
     def _lost(self) -> None:
@@ -84,34 +83,6 @@ class ParentEnd:
         """The metrics of the whole service, and their type."""
         found: tuple[bytes, str] = await self.questions.ask(lambda number: AskMetrics(number, accept))
         return found
-
-
-class InheritedPorts(Listeners):
-    """The ports that the parent holds. Each worker that has time takes one caller at a time."""
-
-    def __init__(self, reactor: Any, endpoints: Sequence[Endpoint], ports: Sequence[PassedPort]):
-        super().__init__(reactor, endpoints, lambda names: {})
-        self._ports = ports
-
-    def open(self) -> None:
-        """Listen."""
-        factories = {endpoint.name: endpoint.factory for endpoint in self._endpoints}
-        for passed in self._ports:
-            with socket.socket(fileno=passed.fd) as listening:  # which is duplicated
-                port = self._reactor.adoptStreamPort(listening.fileno(), listening.family, factories[passed.name])
-            _take_one_at_a_time(port)
-            (self._bound if passed.ours else self._adopted).append(port)
-
-
-def _take_one_at_a_time(port: Any) -> None:
-    """Twisted takes all who wait, a hundred at first: the first worker to wake up would have the callers of all."""
-    take = port.doRead
-
-    def take_one() -> None:
-        port.numberAccepts = 1
-        take()
-
-    port.doRead = take_one
 
 
 class Surface(Protocol):
@@ -265,6 +236,13 @@ def build_worker(
     def see(outlook: Outlook) -> None:
         pipeline.outlook = outlook
 
+    fair_share = 0.0
+
+    def answer(ping: Ping) -> None:
+        nonlocal fair_share
+        fair_share = ping.connections
+        parent.channel.send(Pong(len(surface.callers)))
+
     parent.handlers |= {
         InForce: put_into_force,
         Learnt: learn,
@@ -272,6 +250,7 @@ def build_worker(
         Attempt: pipeline.attempt,
         Ended: pipeline.ended,
         Place: pipeline.place,
+        Ping: answer,
         AskSamples: lambda message: parent.channel.send(Samples(message.number, collected(registry))),
     }
     authenticator.accept(in_force.file_tokens)
@@ -295,7 +274,9 @@ def build_worker(
         tls=tls,
         render=parent.metrics,
         exported=False,
-        listen=lambda endpoints: InheritedPorts(reactor, endpoints, start.ports),
+        listen=lambda endpoints: InheritedPorts(
+            reactor, endpoints, start.ports, ahead=lambda: len(surface.callers) > fair_share
+        ),
         systemd=Systemd({}, reactor),
         announced=lambda in_flight: parent.channel.send(Stopping(in_flight)),
     )

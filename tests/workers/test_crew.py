@@ -45,7 +45,7 @@ class FakeProcess:
         self.pid: int | None = pid
         self.told: list[Message] = []
         self.hangs = False
-        self.counted = 0
+        self.counted = self.connections = 0
         self.killed = False
         self.immortal = False
         self._ended = ended
@@ -81,7 +81,7 @@ class FakeProcess:
     def _take(self, message: Message) -> None:
         self.told.append(message)
         if isinstance(message, Ping) and not self.hangs:
-            self.say(Pong())
+            self.say(Pong(self.connections))
         if isinstance(message, AskSamples) and not self.hangs:
             family = Family("events", "counter", "What.", [Sample("events_total", {}, self.counted)])
             self.say(Samples(message.number, [family]))
@@ -284,6 +284,12 @@ class TestLookingAfter:
         with logged():
             world.run(HUNG_SECONDS + 4)
         assert not world.crew.well
+
+    def test_each_hears_how_many_callers_there_are_for_each(self, world: World) -> None:
+        world.launched[0].connections, world.launched[1].connections = 5, 2
+        world.run(2)
+        for process in world.launched:
+            assert [each for each in process.told if isinstance(each, Ping)][-1] == Ping(3.5)
 
 
 class TestMetrics:
