@@ -1,5 +1,6 @@
 """What is looked at before a start, beyond the values themselves."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def test_the_model_of_a_bundled_server_wherever_it_stands(url: str) -> None:
 def test_servers_elsewhere_need_nothing_on_this_machine() -> None:
     problems = preflight.problems(Settings(koboldcpp_api_url="http://a|http://b,http://c", ai_ticket_auth=False))
     assert not [problem for problem in problems if problem.startswith("KOBOLDCPP")]
+
+
+def test_several_processes_need_what_only_linux_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = "WORKERS='2': must be 1 on this system: more needs Linux"
+    assert found not in preflight.problems(Settings(workers="2"))
+    monkeypatch.delattr(os, "memfd_create")
+    assert found in preflight.problems(Settings(workers="2"))
+    assert found not in preflight.problems(Settings(workers="1"))
 
 
 def warned(tmp_path: Path, **environ: str) -> list[str]:

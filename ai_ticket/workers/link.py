@@ -68,8 +68,8 @@ class LinkLost(Exception):
 class Link:
     """A worker, as far as messages go.
 
-    `heard_at`: when it last answered a ping, and `connections`: of how many callers. `in_flight`, `stopped`: what it has
-    said of its end. `gone`: it is lost.
+    `heard_at`: when it last answered a ping, and `connections`: how many it then had. `in_flight`, `stopped`: what it
+    has said of its end. `gone`: it is lost.
     """
 
     _log = Logger()
