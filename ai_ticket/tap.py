@@ -179,6 +179,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
     )
+    metrics.watch("server_workers", "Processes that serve callers.", lambda: 1)
     # They end in this order: callers' quotas after what they ask for, and last tracing, which tells of all.
     for child in (pipeline, *children, *limiting, forgetting(invalid_tokens, reactor), tracing):
         child.setServiceParent(service)

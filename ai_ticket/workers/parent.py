@@ -222,7 +222,7 @@ def build_parent(
         jitter=random.random,
     )
     shared.tell = lambda: crew.tell_each(shared.for_worker)
-    metrics.watch("server_workers", "Worker processes that serve.", lambda: crew.serving)
+    metrics.watch("server_workers", "Processes that serve callers.", lambda: crew.serving)
     systemd = Systemd(os.environ, reactor, well=lambda: crew.well)
 
     def read_certificate() -> Callable[[], None]:
