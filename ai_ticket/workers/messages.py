@@ -201,7 +201,6 @@ class Start(Message, frozen=True, array_like=True, tag=True):
     """The first message: what a worker is, and all it needs to know. `reactor` is the module of the parent's."""
 
     worker: int
-    workers: int
     reactor: str
     settings: Settings
     ports: list[PassedPort]

@@ -21,6 +21,7 @@ from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
 from ai_ticket.settings import Settings, variables
+from ai_ticket.surface import make_exporter
 from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.logs_output import Descriptor, Stream, standard_output
@@ -28,7 +29,6 @@ from ai_ticket.telemetry.metrics import Metrics, rendered
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.tokens import Token, merge, parse_token_list
 from ai_ticket.web.auth import TokenFile
-from ai_ticket.web.connections import Connections
 from ai_ticket.web.tls import TlsConnections
 from ai_ticket.workers.certificate import context_of, read_pem
 from ai_ticket.workers.crew import Crew
@@ -127,17 +127,8 @@ class Office:
         return rendered(Collected(merged([collected(self._registry), families])), accept)
 
 
-def build_parent(
-    loaded: Loaded,
-    reactor: Any,
-    log: Stream | None,
-    count: int,
-    make_exporter: Callable[..., tuple[Connections, Endpoint]],
-) -> AITicket:
-    """The service with so many workers.
-
-    @param make_exporter: makes the connections of those who watch, and where they find the metrics.
-    """
+def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -> AITicket:
+    """The service with so many workers."""
     settings = loaded.settings
     logs = Logs(settings.log_level, settings.log_format, 0, reactor=reactor, out=log)
     random = Random()  # noqa: S311 - only jitter comes from it
@@ -196,7 +187,6 @@ def build_parent(
     def start(number: int) -> Start:
         return Start(
             worker=number,
-            workers=count,
             reactor=type(reactor).__module__,
             settings=settings_of_worker(settings, count),
             ports=passed(ports()),
@@ -235,6 +225,10 @@ def build_parent(
 
         return put_into_force
 
+    def set_max_concurrency(most: int | None) -> None:
+        pipeline.set_max_concurrency(most)
+        office.look()
+
     def set_log_level(level: str) -> None:
         logs.level = level
         shared.log_from(level)
@@ -263,7 +257,7 @@ def build_parent(
                     "AI_TICKET_AUTH_TOKEN": lambda text: shared.configure(parse_token_list(text or "")),
                     "LOG_LEVEL": set_log_level,
                     "LOG_PAYLOADS": lambda text: shared.log_payloads(payloads_a_minute(text)),
-                    "MAX_CONCURRENCY": pipeline.set_max_concurrency,
+                    "MAX_CONCURRENCY": set_max_concurrency,
                 },
             ),
             token_file=token_file,

@@ -4,7 +4,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
@@ -16,16 +16,14 @@ from twisted.logger import Logger
 from ai_ticket.assembly import make_backends
 from ai_ticket.backend.address import Location
 from ai_ticket.backend.kobold import KoboldBackend
-from ai_ticket.drain import Drain
-from ai_ticket.listening import Listeners
 from ai_ticket.service import raise_file_limit
 from ai_ticket.settings import Settings
+from ai_ticket.surface import Surface, make_surface
 from ai_ticket.systemd import Systemd
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.tracing_setup import make_tracing
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator
-from ai_ticket.web.connections import Connections
 from ai_ticket.web.tls import TlsConnections
 from ai_ticket.workers import messages
 from ai_ticket.workers.certificate import context_of
@@ -83,26 +81,6 @@ class ParentEnd:
         """The metrics of the whole service, and their type."""
         found: tuple[bytes, str] = await self.questions.ask(lambda number: AskMetrics(number, accept))
         return found
-
-
-class Surface(Protocol):
-    """What faces the callers, as `tap` puts it together."""
-
-    @property
-    def callers(self) -> Connections:
-        """Their connections."""
-
-    @property
-    def scrapers(self) -> Connections:
-        """The connections of those who watch."""
-
-    @property
-    def listeners(self) -> Listeners:
-        """The ports."""
-
-    @property
-    def drain(self) -> Drain:
-        """How it ends."""
 
 
 class WorkerService(MultiService):
@@ -182,9 +160,7 @@ class WorkerService(MultiService):
         self._reactor.stop()
 
 
-def build_worker(
-    start: Start, channel: socket.socket, reactor: Any, make_surface: Callable[..., Surface]
-) -> WorkerService:
+def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerService:
     """The worker that the parent wants. Nothing is opened yet."""
     settings, in_force = start.settings, start.in_force
     logs = Logs(

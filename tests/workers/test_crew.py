@@ -131,7 +131,7 @@ class World:
 
     def _start(self, number: int) -> Start:
         in_force = InForce("INFO", 0, [], [], Pem(b"", b""))
-        return Start(number, 2, "a.reactor", Settings(), [], in_force, [], Outlook(1, True))
+        return Start(number, "a.reactor", Settings(), [], in_force, [], Outlook(1, True))
 
     # What the end calls.
 

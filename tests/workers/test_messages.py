@@ -51,7 +51,6 @@ def test_a_kind_that_is_of_none_is_internal() -> None:
 def test_the_settings_are_the_same_at_the_other_end() -> None:
     start = Start(
         worker=1,
-        workers=2,
         reactor="twisted.internet.epollreactor",
         settings=Settings(koboldcpp_password="secret", shutdown_delay_seconds=0.5, otel_traces_exporter="none"),
         ports=[PassedPort("https", 4, True)],
