@@ -95,6 +95,7 @@ class Upload:
             if producer is not None:
                 producer.resumeProducing()
             return
+        self._client.exchange()
         while self._taken < len(self._client.events):
             fresh, self._taken = self._client.events[self._taken :], len(self._client.events)
             for event in fresh:
