@@ -163,11 +163,12 @@ def make_connections(clock: Clock, *, limit: int = 100) -> Connections:
 
 
 def connect(
-    connections: Connections, listener: Listener, *, secure: bool = False
+    connections: Connections, listener: Listener, *, secure: bool = False, protocol: bytes | None = None
 ) -> tuple[Connection, MemoryTransport]:
-    """A new HTTP/1.1 connection."""
+    """A new connection; it speaks HTTP/1.1, unless `protocol` is what TLS has negotiated."""
     connection = Connection(connections, listener, "192.0.2.7", secure)
     transport = MemoryTransport()
+    transport.negotiatedProtocol = protocol
     connection.makeConnection(transport)
     if secure:
         connection.handshakeCompleted()
