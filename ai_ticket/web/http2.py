@@ -74,7 +74,8 @@ class Http2:
         """Read the frames, and act on each."""
         if not self._closing:
             self._frames.add(data)
-            self.advance()
+            if not self.connection.turn_over:
+                self.advance()
 
     def advance(self) -> None:
         """Act on the frames that have come, as far as this turn of the reactor allows."""
