@@ -19,6 +19,17 @@ from zope.interface import implementer
 
 IDENTITY_ERRORS = (VerificationError, CertificateError)
 
+_UNTRUSTED = {9: "certificate is not yet valid", 10: "certificate has expired"}
+"""OpenSSL's numbers of what can be wrong with a certificate (X509_V_ERR_...), as far as they say more than that."""
+
+
+class UntrustedCertificate(SSL.Error):
+    """A certificate that is not trusted, with what is wrong with it; in OpenSSL's own words it just is not."""
+
+    def __init__(self, error: int):
+        super().__init__([("SSL routines", "", "certificate verify failed")])
+        self.reason = _UNTRUSTED.get(error, "certificate is not trusted")
+
 
 @implementer(IOpenSSLClientConnectionCreator)
 class VerifiedIdentity:
@@ -40,7 +51,9 @@ class VerifiedIdentity:
                 except IDENTITY_ERRORS:
                     tlsProtocol.failVerification(Failure())
                     return False
-            return bool(trusted)
+            if not trusted:
+                raise UntrustedCertificate(error)
+            return True
 
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
         return connection
