@@ -45,14 +45,14 @@ class VerifiedIdentity:
         connection: SSL.Connection = self._creator.clientConnectionForTLS(tlsProtocol)
 
         def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, trusted: int) -> bool:
-            if trusted and depth == 0:
-                try:
+            try:
+                if not trusted:
+                    raise UntrustedCertificate(error)
+                if depth == 0:
                     verify_service_identity(extract_patterns(certificate), [self._wanted], [])
-                except IDENTITY_ERRORS:
-                    tlsProtocol.failVerification(Failure())
-                    return False
-            if not trusted:
-                raise UntrustedCertificate(error)
+            except (UntrustedCertificate, *IDENTITY_ERRORS):
+                tlsProtocol.failVerification(Failure())
+                return False
             return True
 
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)

@@ -90,7 +90,7 @@ def _too_long(result: Any, seconds: float) -> None:
     raise ApiConnectionError("TLS: the handshake took too long" if waiting_for_tls else "connecting took too long")
 
 
-_FIELD = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
+_FIELD = re.compile(r"[\t\x20-\x7e\x80-\ud7ff\ue000-\U0010ffff]*")
 
 
 def request_head(method: str, url: URL, fields: Mapping[str, str]) -> bytes:

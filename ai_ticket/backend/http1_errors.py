@@ -3,51 +3,36 @@
 import os
 
 from OpenSSL import SSL
-from twisted.internet.error import (
-    ConnectError,
-    ConnectionDone,
-    ConnectionRefusedError,
-    DNSLookupError,
-    NoRouteError,
-    TimeoutError,
-    UnknownHostError,
-)
+from twisted.internet.error import ConnectError, ConnectionDone, DNSLookupError, TimeoutError, UnknownHostError
 
 from ai_ticket.errors import ApiConnectionError, ApiResponseStructureError, DomainError
 from ai_ticket.server_identity import IDENTITY_ERRORS, UntrustedCertificate
 
-_CONNECTING: tuple[tuple[type[Exception], str], ...] = (
-    (ConnectionRefusedError, "connection refused"),
-    (DNSLookupError, "host name not found"),
-    (UnknownHostError, "host name not found"),
-    (NoRouteError, "no route to the host"),
-    (TimeoutError, "connecting took too long"),
-)
 _NO_TLS = ("wrong version number", "packet length too long", "record layer failure")
 """What OpenSSL makes of a server that answers in plain text."""
 
 
-def connecting_error(error: BaseException | None) -> DomainError:
+def connecting_error(error: BaseException) -> DomainError:
     """Why a connection did not come about, its TLS handshake included."""
     if isinstance(error, DomainError):
         return error
-    words = tls_words(error)
-    if words is None:
-        words = next((words for kind, words in _CONNECTING if isinstance(error, kind)), None)
-    if words is None and isinstance(error, ConnectError) and error.osError:
-        words = os.strerror(error.osError).lower()
-    return ApiConnectionError(words or "could not connect")
+    if isinstance(error, (DNSLookupError, UnknownHostError)):
+        return ApiConnectionError("host name not found")
+    if isinstance(error, TimeoutError):
+        return ApiConnectionError("connecting took too long")
+    if isinstance(error, ConnectError) and error.osError:
+        return ApiConnectionError(os.strerror(error.osError).lower())
+    return ApiConnectionError("could not connect")
 
 
 def handshake_error(error: BaseException | None) -> DomainError:
     """Why a connection ended before its TLS handshake did."""
-    return ApiConnectionError(tls_words(error) or "TLS: the connection ended during the handshake")
+    return ApiConnectionError(_tls_words(error) or "TLS: the connection ended during the handshake")
 
 
-def tls_words(error: BaseException | None) -> str | None:
-    """What of TLS it was, if it was."""
+def _tls_words(error: BaseException | None) -> str | None:
     if isinstance(error, IDENTITY_ERRORS):
-        return "TLS: the certificate is for another host"
+        return "TLS: certificate is for another host"
     if isinstance(error, UntrustedCertificate):
         return f"TLS: {error.reason}"
     if isinstance(error, SSL.Error):
@@ -66,4 +51,4 @@ def ended_error(error: BaseException | None, *, heard: bool) -> DomainError:
         return ApiResponseStructureError(
             "the answer ended before its end" if heard else "the server closed the connection without an answer"
         )
-    return ApiConnectionError("the connection broke")
+    return ApiConnectionError(_tls_words(error) or "the connection broke")
