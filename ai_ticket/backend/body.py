@@ -25,7 +25,7 @@ class Body:
 
     def __init__(self, clock: IReactorTime, received: Callable[[bytes], None], first: float, idle: float):
         """@param first, idle: the longest silence in seconds before the first data, and after it (see `alive`)."""
-        self._received = received
+        self._received: Callable[[bytes], None] | None = received
         self._allowed = first
         self._idle = idle
         self._response: Response | None = None
@@ -52,13 +52,14 @@ class Body:
         """
         if not self.finished.called:
             self._silence.reset(LAST_SECONDS)
+            self._received = None
             self.finished.callback(None)
 
     # What the response tells.
 
     def received(self, data: bytes) -> None:
         """Some of the body has come."""
-        if self.finished.called:
+        if self._received is None:
             return
         try:
             self._received(data)
@@ -68,7 +69,7 @@ class Body:
     def ended(self, error: DomainError | None) -> None:
         """The body has ended, or the connection has."""
         self._response = None
-        self._stop_clock()
+        self._stop()
         if not self.finished.called:
             self.finished.callback(error if error is None else Failure(error))
 
@@ -99,13 +100,14 @@ class Body:
         self._fail(Failure(error))
 
     def _fail(self, failure: Failure) -> None:
-        self._stop_clock()
+        self._stop()
         response, self._response = self._response, None
         if response is not None:
             response.abort()
         if not self.finished.called:
             self.finished.errback(failure)
 
-    def _stop_clock(self) -> None:
+    def _stop(self) -> None:
+        self._received = None  # which holds this object as a rule: a cycle for the garbage collector
         if self._silence.active():
             self._silence.cancel()

@@ -223,6 +223,8 @@ class Connection(protocol.Protocol):
     def _detach(self) -> None:
         if self._response is not None:
             self._response.detach()
+        if self._parser is not None:
+            self._parser.stop()
         self._parser = self._response = None
 
     def _forget(self) -> None:

@@ -52,8 +52,12 @@ class ResponseParser:
             found = b""
             self._count_barren(len(data))
         if self.complete or self.problem is not None:
-            self._llhttp = None  # it holds this object, as this one does it
+            self.stop()
         return found
+
+    def stop(self) -> None:
+        """Read no more."""
+        self._llhttp = None  # it holds this object, as this one does it, which the garbage collector would have to find
 
     def _count_barren(self, size: int) -> None:
         """An endless head, or no end of chunk extensions, trailers or announcements, is given up after a while."""

@@ -1,5 +1,7 @@
 """Requests to model servers: what is sent, on which connection, and how each stage of it ends."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ai_ticket.backend.address import Location
+from ai_ticket.backend.body import Body
 from ai_ticket.backend.http1 import Origin, header_lines, request_head
 from ai_ticket.backend.http1_connection import Response
 from ai_ticket.backend.server import ModelServer
@@ -496,4 +499,45 @@ def test_a_connection_is_not_kept_paused() -> None:
     assert read.outcome == [None]
     found[0].pause()
     assert not world.wire.paused, "it is another's now"
+    world.wire.ends()
+
+
+def test_a_body_whose_reader_fails_is_not_blamed_on_the_server() -> None:
+    """A fault of ours ends the answer as what it is, and closes the connection."""
+
+    def fail(_: bytes) -> None:
+        raise ZeroDivisionError
+
+    world = World()
+    _, found = world.ask()
+    world.wire.says(CHUNKED)
+    outcome: list[Any] = []
+    Body(world.clock, fail, first=5.0, idle=5.0).read(found[0]).addErrback(outcome.append)
+    world.wire.says(b"2\r\nhi\r\n")
+    assert outcome[0].check(ZeroDivisionError)
+    assert world.wire.aborted
+    assert not world.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize(("answer", "ends"), [(ANSWER, False), (OK + b"\r\nbody", True)])
+def test_an_answer_leaves_nothing_to_the_garbage_collector(answer: bytes, ends: bool) -> None:
+    world = World()
+    _, found = world.ask()
+    parser = weakref.ref(world.wire.protocol_._parser)
+
+    def begin(response: Response) -> weakref.ref[Body]:
+        body = Body(world.clock, lambda _: body.alive(), first=5.0, idle=5.0)
+        body.read(response)
+        return weakref.ref(body)
+
+    gc.disable()
+    try:
+        world.wire.says(answer)
+        response = weakref.ref(found[0])
+        body = begin(found.pop())
+        if ends:
+            world.wire.ends()
+        assert (parser(), response(), body()) == (None, None, None)
+    finally:
+        gc.enable()
     world.wire.ends()
