@@ -22,10 +22,11 @@ IDENTITY_ERRORS = (VerificationError, CertificateError)
 
 @implementer(IOpenSSLClientConnectionCreator)
 class VerifiedIdentity:
-    """Connections that another creator makes, but each fails unless the certificate is for the host."""
+    """Connections that another creator makes, but each fails unless the certificate is for the host, or `own`."""
 
-    def __init__(self, creator: IOpenSSLClientConnectionCreator, hostname: str):
+    def __init__(self, creator: IOpenSSLClientConnectionCreator, hostname: str, own: X509 | None = None):
         self._creator = creator
+        self._own = own
         numeric = isIPAddress(hostname) or isIPv6Address(hostname)
         self._wanted = IPAddress_ID(hostname) if numeric else DNS_ID(hostname)
 
@@ -34,7 +35,7 @@ class VerifiedIdentity:
         connection: SSL.Connection = self._creator.clientConnectionForTLS(tlsProtocol)
 
         def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, trusted: int) -> bool:
-            if trusted and depth == 0:
+            if trusted and depth == 0 and not self._is_own(certificate):
                 try:
                     verify_service_identity(extract_patterns(certificate), [self._wanted], [])
                 except IDENTITY_ERRORS:
@@ -44,6 +45,9 @@ class VerifiedIdentity:
 
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
         return connection
+
+    def _is_own(self, certificate: X509) -> bool:
+        return self._own is not None and certificate.to_cryptography() == self._own.to_cryptography()
 
 
 @implementer(IPolicyForHTTPS)
