@@ -208,6 +208,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     metrics.watch("server_connections", "Open connections of callers.", lambda: len(callers))
     metrics.watch("server_streams", "Answers in pieces under way.", lambda: site.streams)

@@ -12,6 +12,8 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from ai_ticket.environment import open_regular
+
 INTERMEDIATE_CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
     "ECDHE-RSA-AES128-GCM-SHA256",
@@ -64,8 +66,8 @@ def server_context(certificate_file: str, key_file: str) -> SSL.Context:
 
 def _load(variable: str, path: str, load: object, malformed: str) -> None:
     try:
-        with open(path, "rb"):
-            pass  # OpenSSL says only "system lib" of a file that it can't open
+        with open(path, "rb", opener=open_regular):
+            pass  # OpenSSL says only "system lib" of a file that it can't open, and waits for who writes to a pipe
         load(path)  # type: ignore[operator]
     except OSError as error:
         raise CertificateError(variable, path, error.strerror or str(error))
