@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def connections(files: Path) -> TlsConnections:
-    return TlsConnections(server_context(str(files / "one.crt"), str(files / "one.key")))
+    return TlsConnections(server_context(str(files / "one.crt"), str(files / "one.key"), "intermediate"))
 
 
 def handshake(server: TlsConnections, client: ssl.SSLContext) -> ssl.SSLObject:
@@ -144,7 +144,7 @@ def test_curves(files: Path, curve: str, good: bool) -> None:
 def test_a_new_context_serves_new_connections(files: Path) -> None:
     server = connections(files)
     before = handshake(server, client(files)).getpeercert(binary_form=True)
-    server.context = server_context(str(files / "two.crt"), str(files / "two.key"))
+    server.context = server_context(str(files / "two.crt"), str(files / "two.key"), "intermediate")
     assert handshake(server, client(files)).getpeercert(binary_form=True) != before
 
 
@@ -163,7 +163,7 @@ def test_a_new_context_serves_new_connections(files: Path) -> None:
 )
 def test_what_can_not_be_used(files: Path, certificate: str, key: str, variable: str, reason: str) -> None:
     with pytest.raises(CertificateError) as caught:
-        server_context(str(files / certificate), str(files / key))
+        server_context(str(files / certificate), str(files / key), "intermediate")
     assert (caught.value.variable, reason in caught.value.reason) == (variable, True)
     assert "\n" not in str(caught.value)
 
@@ -186,7 +186,7 @@ def test_what_can_not_be_used(files: Path, certificate: str, key: str, variable:
     ],
 )
 def test_what_callers_refuse_or_soon_will(files: Path, time: datetime, said: str | None) -> None:
-    context = server_context(str(files / "dated.crt"), str(files / "dated.key"))
+    context = server_context(str(files / "dated.crt"), str(files / "dated.key"), "intermediate")
     found = list(certificate_warnings(context, "my.crt", time.timestamp()))
     assert found == ([] if said is None else [f"TLS_CERT_FILE='my.crt': the certificate {said}"])
     assert TlsConnections(context).expires == ENDS.timestamp()
