@@ -24,7 +24,7 @@ from ai_ticket.interfaces import Limiter
 from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.listening import Listeners
-from ai_ticket.memory import memory_limit, used_memory
+from ai_ticket.memory import memory_limit, release_memory, used_memory
 from ai_ticket.overload import MemoryWatch, Strain
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.settings import Settings, variables
@@ -175,7 +175,13 @@ def make_memory_watch(
             callers.shed(SHED_AT_A_TIME)
         listeners.accept(strain < Strain.CLOSED)
 
-    watch = MemoryWatch(reactor, limit=memory_limit(settings.memory_limit_mb), used=used_memory, act=relieve)
+    watch = MemoryWatch(
+        reactor,
+        limit=memory_limit(settings.memory_limit_mb),
+        used=used_memory,
+        release=release_memory,
+        act=relieve,
+    )
     metrics.watch(
         "overload_level",
         "Memory is short: 0 no, 1 connections are not kept, 2 and events refused, 3 and nobody let in.",

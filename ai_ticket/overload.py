@@ -15,6 +15,9 @@ from twisted.logger import Logger, LogLevel
 from ai_ticket.memory import MEGABYTE
 
 MEASURE_SECONDS = 1.0
+RELEASE_MEASURES = 60
+"""Memory that was freed is given back at each of so many measures; while it is short, at each."""
+
 PROBE_SECONDS = 0.1
 LAG_SECONDS = 0.25
 """An event loop that is so late is late; less is noise."""
@@ -53,7 +56,7 @@ def strain_at(share: float, before: Strain) -> Strain:
 
 
 class MemoryWatch(Service):
-    """Compares the memory used with its limit, once a second.
+    """Compares the memory used with its limit, once a second, and gives back to the system what was freed.
 
     `limit` is in bytes; None: there is none. It may be changed.
     """
@@ -66,16 +69,20 @@ class MemoryWatch(Service):
         *,
         limit: int | None,
         used: Callable[[], int | None],
+        release: Callable[[], None],
         act: Callable[[Strain], None],
     ):
         """@param used: bytes in use; None where that can't be known.
 
+        @param release: gives back what was freed, so that it is no longer in use.
         @param act: does what the strain asks for. It is called each second while there is any, and when it ends.
         """
         self.name = "memory watch"
         self.limit = limit
         self.strain = Strain.NONE
         self._used = used
+        self._release = release
+        self._measures = 0
         self._act = act
         self._loop = LoopingCall(self._look)
         self._loop.clock = clock
@@ -99,8 +106,11 @@ class MemoryWatch(Service):
         return self.strain >= Strain.REFUSING
 
     def _look(self) -> None:
-        used = None if self.limit is None else self._used()
         before = self.strain
+        self._measures += 1
+        if before or self._measures % RELEASE_MEASURES == 0:
+            self._release()
+        used = None if self.limit is None else self._used()
         if used is None or self.limit is None:
             self.strain = Strain.NONE
         else:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_ticket.memory import MEGABYTE, cgroup_limit, memory_limit, used_memory
+from ai_ticket.memory import MEGABYTE, cgroup_limit, memory_limit, release_memory, used_memory
 
 NO_LIMIT_1 = "9223372036854771712\n"
 
@@ -69,3 +69,16 @@ def test_what_is_used_is_what_is_resident() -> None:
     assert during is not None
     assert 60 * MEGABYTE < during - before < 80 * MEGABYTE
     assert len(held) == 64 * MEGABYTE
+
+
+def test_what_was_freed_is_no_longer_in_use() -> None:
+    before = used_memory()
+    kept = [(bytes(20_000), bytes(600)) for _ in range(5000)]
+    small = [pair[1] for pair in kept]
+    del kept
+    release_memory()
+    after = used_memory()
+    assert before is not None
+    assert after is not None
+    assert after - before < 20 * MEGABYTE
+    assert len(small) == 5000

@@ -52,8 +52,14 @@ class World:
         self.clock = Clock()
         self.used: int | None = 0
         self.acted: list[Strain] = []
-        self.watch = MemoryWatch(self.clock, limit=LIMIT, used=lambda: self.used, act=self.acted.append)
+        self.released = 0
+        self.watch = MemoryWatch(
+            self.clock, limit=LIMIT, used=lambda: self.used, release=self.release, act=self.acted.append
+        )
         self.watch.startService()
+
+    def release(self) -> None:
+        self.released += 1
 
     def use(self, megabytes: int | None) -> list[Strain]:
         """What is done once so much is used."""
@@ -94,6 +100,19 @@ def test_it_looks_no_more_than_once_a_second() -> None:
     assert world.watch.strain is Strain.CLOSED
     world.watch.stopService()
     assert world.clock.getDelayedCalls() == []
+
+
+def test_what_was_freed_is_given_back() -> None:
+    """Each second while memory is short, for else it would stay short; and now and then."""
+    world = World()
+    world.clock.pump([MEASURE_SECONDS] * 119)
+    assert world.released == 2
+    world.use(850)
+    assert world.released == 2
+    for expected in (3, 4, 5):
+        world.use(850)
+        assert world.released == expected
+    world.watch.stopService()
 
 
 def test_a_limit_that_changes() -> None:

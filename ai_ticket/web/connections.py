@@ -115,8 +115,9 @@ class Connection(Protocol):
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        if self.codec is not None:
-            self.codec.lost()
+        codec, self.codec = self.codec, None  # each knows the other: else both would be garbage to be searched for
+        if codec is not None:
+            codec.lost()
 
     def _handshake_failed(self, reason: str, details: str) -> None:
         self.connections.recorder.tls_handshake_failed(reason)
