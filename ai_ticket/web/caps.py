@@ -7,7 +7,10 @@ from msgspec import Struct
 from twisted.logger import Logger
 
 LOOK_SECONDS = 1.0
-"""Between two looks for idle connections, when those are used up that the last one found: it goes through all."""
+"""Between two looks for idle connections, unless the last one was worth its while: it goes through all of them."""
+
+WORTH = 16
+"""A look is worth its while if one in so many was idle. So a newcomer costs a look at no more than these."""
 
 
 class Member(Protocol):
@@ -30,13 +33,13 @@ M = TypeVar("M", bound=Member)
 class _Crowd(Generic[M]):
     """Connections of which there may be only so many: all of them, or those of one client."""
 
-    __slots__ = ("_idle", "_looked_at", "members")
+    __slots__ = ("_idle", "_look_from", "_looked_at", "members")
 
     def __init__(self) -> None:
         self.members: dict[M, None] = {}
         # Those that were idle at the last look, the one to go next at the end.
         self._idle: dict[M, None] = {}
-        self._looked_at = float("-inf")
+        self._looked_at = self._look_from = float("-inf")
 
     def remove(self, member: M) -> None:
         del self.members[member]
@@ -45,12 +48,13 @@ class _Crowd(Generic[M]):
     def dispensable(self, now: float) -> M | None:
         """The idle one that has asked for nothing for the longest time.
 
-        One that has just fallen idle is found by the next look: so long, a newcomer is refused in its place.
+        Where most are busy, one that has just fallen idle is found by the next look, and till then newcomers refused.
         """
         found = self._next()
-        if found is None and now >= self._looked_at + LOOK_SECONDS:
-            self._looked_at = now
+        if found is None and now >= self._look_from:
             idle = [member for member in self.members if member.idle]
+            worth = len(idle) * WORTH >= len(self.members)
+            self._looked_at, self._look_from = now, now if worth else now + LOOK_SECONDS
             self._idle = dict.fromkeys(sorted(idle, key=_asked_at, reverse=True))
             found = self._next()
         return found

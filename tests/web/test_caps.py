@@ -106,6 +106,25 @@ def test_looking_for_an_idle_one_is_no_work_for_each_newcomer() -> None:
     assert Member.looks == 1000
 
 
+@pytest.mark.parametrize("idle", [1, 10, 50, 100, 900, 1000])
+def test_nor_is_it_where_some_are_idle(idle: int) -> None:
+    world = World(limit=1000)
+    for number in range(1000):
+        world.entered(idle=number < idle)
+    Member.looks = 0
+    admitted = 0
+    for _ in range(400):
+        admitted += world.enter(idle=False) is not None
+    assert admitted == min(idle, 400)
+    assert Member.looks <= 2000 + 400
+
+
+def test_newcomers_that_fall_idle_make_room_for_the_next_at_once() -> None:
+    world = World(limit=10)
+    members = [world.entered() for _ in range(100)]
+    assert [member.aborted for member in members] == [True] * 90 + [False] * 10
+
+
 def test_the_next_look_finds_what_has_fallen_idle() -> None:
     world = World()
     members = [world.entered(idle=False) for _ in range(3)]
