@@ -42,6 +42,8 @@ class Surface:
     tracer: MemoryTracer
     backends: list[BackendState]
     draining: bool = False
+    short_of_memory: bool = False
+    overload: str | None = None
 
     def connect(self, *, secure: bool = False) -> tuple[Connection, MemoryTransport]:
         return connect(self.connections, self.site, secure=secure)
@@ -73,6 +75,7 @@ def make_surface() -> Surface:
         clock=clock,
         recorder=recorder,
         draining=lambda: found.draining,
+        short_of_memory=lambda: found.short_of_memory,
     )
     events = EventRoutes(
         gate=gate,
@@ -83,7 +86,7 @@ def make_surface() -> Surface:
         request_timeout=120,
         sampling=PayloadSampler(0, clock, lambda: False).sampling,
     )
-    health = HealthRoutes(lambda: backends, lambda: found.draining)
+    health = HealthRoutes(lambda: backends, lambda: found.draining, lambda: found.overload)
     site = Site(
         [*events.routes(), *health.routes(), metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4"))],
         clock=clock,
