@@ -7,12 +7,12 @@ from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.web.iweb import IResponse
 
 from ai_ticket.backend.attempt import Attempt
 from ai_ticket.backend.body import Body
 from ai_ticket.backend.context import fit
 from ai_ticket.backend.dialect import ENDPOINTS, FIRST_NATIVE, Endpoint, Generation
+from ai_ticket.backend.http1_connection import Response
 from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, short_model_name
 from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
 from ai_ticket.backend.sse import EventTooLarge, SSEDecoder
@@ -182,7 +182,7 @@ class KoboldBackend:
                 endpoint.path, endpoint.payload(event, key), first_token, generation.was_sent, attempt.span.headers()
             )
             left = first_token - (self._clock.seconds() - begun)
-            if endpoint.streams and _media_type(response) == "text/event-stream":
+            if endpoint.streams and response.media_type == "text/event-stream":
                 await self._read_stream(response, endpoint, generation, left, attempt)
             else:
                 await self._read_whole(response, endpoint, generation, left)
@@ -213,7 +213,7 @@ class KoboldBackend:
 
     async def _read_stream(
         self,
-        response: IResponse,
+        response: Response,
         endpoint: Endpoint,
         generation: Generation,
         first_token: float,
@@ -246,9 +246,7 @@ class KoboldBackend:
         if generation.finish_reason is None:
             raise ApiResponseStructureError("the stream ended without its end")
 
-    async def _read_whole(
-        self, response: IResponse, endpoint: Endpoint, generation: Generation, timeout: float
-    ) -> None:
+    async def _read_whole(self, response: Response, endpoint: Endpoint, generation: Generation, timeout: float) -> None:
         """An answer in one piece: from the endpoint that has no stream, or a server that ignores our asking for one."""
         body = await self._server.read(response, timeout, LARGEST_BODY)
         if endpoint.streams:
@@ -293,13 +291,8 @@ def _kobold_reason(reason: str | None, usage: Usage | None, perf: _Perf | None, 
     return "length"
 
 
-def _media_type(response: IResponse) -> str:
-    values = response.headers.getRawHeaders("content-type", [""])
-    return str(values[0]).partition(";")[0].strip().lower()
-
-
-def _not_a_stream(response: IResponse, body: bytes) -> DomainError:
+def _not_a_stream(response: Response, body: bytes) -> DomainError:
     """What it means that an answer to a request for a stream is none: KoboldCPP says `null` to what it can't read."""
-    if _media_type(response) != "application/json":
-        return ApiResponseFormatError(f"the answer is {_media_type(response) or 'of no type'}, not a stream of events")
+    if response.media_type != "application/json":
+        return ApiResponseFormatError(f"the answer is {response.media_type or 'of no type'}, not a stream of events")
     return ApiResponseStructureError("the answer is JSON but not a stream" if body.strip() else "an empty reply")
