@@ -61,10 +61,16 @@ class BackendState(Struct, frozen=True):
 
 
 class Sink(Protocol):
-    """Takes an answer's text as it comes, and may ask for it to come slower."""
+    """Takes an answer as it comes, and may ask for it to come slower.
+
+    It comes as text, or where the event asks for them as OpenAI's chunks; then the `Completion` has none of it.
+    """
 
     def write(self, text: str) -> None:
         """Some text has come; never empty."""
+
+    def relay(self, chunks: bytes) -> None:
+        """Some chunks have come, each a whole server-sent event. The `[DONE]` at the end is not among them."""
 
     def attach(self, producer: IPushProducer) -> None:
         """From here the text comes: pausing it slows the model server's stream down."""

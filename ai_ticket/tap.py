@@ -34,6 +34,7 @@ from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
+from ai_ticket.web.intake import Intake
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
@@ -127,14 +128,17 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         recorder=metrics,
         draining=lambda: drain.refusing,
     )
-    events = EventRoutes(
+    intake = Intake(
         gate=gate,
         pipeline=pipeline,
         clock=reactor,
-        limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
-        bodies=BodyLimits(settings.max_body_bytes, settings.max_batch_body_bytes, settings.max_batch_events),
+        max_body=settings.max_body_bytes,
         request_timeout=settings.request_timeout_seconds,
         sampling=logs.payloads.sampling,
+    )
+    limits = EventLimits(settings.max_tokens_limit, settings.default_max_tokens)
+    events = EventRoutes(
+        intake, limits=limits, bodies=BodyLimits(settings.max_batch_body_bytes, settings.max_batch_events)
     )
     health = HealthRoutes(lambda: pool.states, draining=lambda: drain.announced)
 
