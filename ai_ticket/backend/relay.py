@@ -17,8 +17,12 @@ CHAT, TEXT = "chat.completion.chunk", "text_completion"
 """What chunks of either form call themselves."""
 
 
-class _Named(Struct):
+class _Frame(Struct):
+    """What every chunk has around its choices."""
+
     id: Raw | UnsetType = UNSET
+    object: Raw | UnsetType = UNSET
+    created: Raw | UnsetType = UNSET
     model: Raw | UnsetType = UNSET
 
 
@@ -124,9 +128,11 @@ class Relay:
 
     def _find_swaps(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
         """What is to be put for what; nothing where that can't be told."""
-        named = msgspec.json.decode(chunk, type=_Named)
+        frame = msgspec.json.decode(chunk, type=_Frame)
+        if frame.object is UNSET or frame.created is UNSET:
+            return []
         swaps = []
-        for name, raw, value in (("id", named.id, self._wanted.id), ("model", named.model, self._model())):
+        for name, raw, value in (("id", frame.id, self._wanted.id), ("model", frame.model, self._model())):
             given = b"" if isinstance(raw, UnsetType) else bytes(raw)
             for between in (b": ", b":"):
                 begin = b'"%s"%s' % (name.encode(), between)
