@@ -35,6 +35,7 @@ from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
 from ai_ticket.web.intake import Intake
+from ai_ticket.web.openai import OpenAIRoutes
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
@@ -140,6 +141,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     events = EventRoutes(
         intake, limits=limits, bodies=BodyLimits(settings.max_batch_body_bytes, settings.max_batch_events)
     )
+    openai = OpenAIRoutes(intake, limits=limits, clock=reactor, backends=lambda: pool.states)
     health = HealthRoutes(lambda: pool.states, draining=lambda: drain.announced)
 
     def make_site(routes: list[Any]) -> Site:
@@ -152,7 +154,9 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             hsts_seconds=settings.hsts_seconds,
         )
 
-    site = make_site([*events.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])])
+    site = make_site(
+        [*events.routes(), *openai.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])]
+    )
     tls = TlsConnections(server_context(certificate_file, key_file))
     secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)
     secure.noisy = False
