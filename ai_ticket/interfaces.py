@@ -48,7 +48,10 @@ class Limiter(Protocol):
 
 
 class BackendState(Struct, frozen=True):
-    """What was last learnt of a model server, without asking it. `error` says why it can't be used, where it can't."""
+    """What was last learnt of a model server, without asking it. `error` says why it can't be used, where it can't.
+
+    `tools`: whether its model can be offered any; None where the server does not tell.
+    """
 
     name: str
     up: bool
@@ -57,6 +60,7 @@ class BackendState(Struct, frozen=True):
     version: str | None = None
     model: str | None = None
     context_length: int | None = None
+    tools: bool | None = None
     error: str | None = None
 
 

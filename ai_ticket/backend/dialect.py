@@ -14,6 +14,7 @@ from ai_ticket.backend.generation import Generation
 from ai_ticket.backend.server import decode
 from ai_ticket.errors import ApiResponseStructureError, ApiServerError, UnsupportedParameter
 from ai_ticket.event import Event, Usage
+from ai_ticket.interfaces import BackendState
 
 
 class _Function(Struct, gc=False):
@@ -107,12 +108,12 @@ class Endpoint(Struct, frozen=True):
         """Whether its stream has the chunks that the event wants."""
         return self.openai and self.chat == (event.raw_prompt is None)
 
-    def check(self, event: Event, kind: str | None) -> None:
-        """Whether a server of this kind can do here all that the event asks for.
+    def check(self, event: Event, state: BackendState) -> None:
+        """Whether a server can do here all that the event asks for.
 
         @raise UnsupportedParameter: it can't.
         """
-        name = refused(event, kind, chat=self.chat, openai=self.openai)
+        name = refused(event, state, chat=self.chat, openai=self.openai)
         if name is not None:
             raise UnsupportedParameter(name, message=f"The model server can't do what `{name}` asks for.")
 

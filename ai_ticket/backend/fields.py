@@ -7,6 +7,7 @@ from msgspec import Raw
 
 from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP
 from ai_ticket.event import Event
+from ai_ticket.interfaces import BackendState
 
 _NATIVE = {
     "max_tokens": "max_length",
@@ -43,8 +44,8 @@ def fields(event: Event, kind: str | None, *, openai: bool) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in asked.items()}
 
 
-def refused(event: Event, kind: str | None, *, chat: bool, openai: bool) -> str | None:
-    """The first of the event's fields that a server of this kind has no equivalent of there; None if it has of all.
+def refused(event: Event, state: BackendState, *, chat: bool, openai: bool) -> str | None:
+    """The first of the event's fields that a server has no equivalent of there; None if it has of all.
 
     @param chat, openai: which endpoint it is.
     """
@@ -54,9 +55,11 @@ def refused(event: Event, kind: str | None, *, chat: bool, openai: bool) -> str 
     for name in extra:
         if name in _CHAT_ALONE and not chat:
             return name
-        if name == "logprobs" and (not openai or kind in (KOBOLDCPP, KOBOLD_API)):
+        if name == "tools" and state.tools is False:
+            return name
+        if name == "logprobs" and (not openai or state.kind in (KOBOLDCPP, KOBOLD_API)):
             return name  # it has them, but not in a stream
-    if _one_penalty(kind, openai=openai) and all(_number(extra, name) for name in _PENALTIES):
+    if _one_penalty(state.kind, openai=openai) and all(_number(extra, name) for name in _PENALTIES):
         return "frequency_penalty"
     return None
 

@@ -107,6 +107,7 @@ class KoboldBackend:
             version=info.version,
             model=info.model,
             context_length=info.context_length,
+            tools=info.tools,
         )
         # It may be another server, or another version meanwhile: which endpoints it has is open again.
         self._missing = {one for one in ENDPOINTS if one.openai} if info.kind == KOBOLD_API else set()
@@ -139,7 +140,7 @@ class KoboldBackend:
         event = await fit(event, self._server, self._state, PROBE_SECONDS)
         endpoint = self._endpoint(event)
         while True:
-            endpoint.check(event, self._state.kind)
+            endpoint.check(event, self._state)
             try:
                 return await self._attempt(endpoint, event, deadline, sink, span)
             except NoSuchEndpoint as error:

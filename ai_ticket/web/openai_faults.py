@@ -93,7 +93,7 @@ def _object(error: DomainError) -> dict[str, object]:
     elif isinstance(error, ModelNotFound):
         param, code = "model", "model_not_found"
     elif isinstance(error, Unauthorised):
-        code = "invalid_api_key"
+        kind, code = "authentication_error", "invalid_api_key"  # litellm takes OpenAI's type for a faulty request
     elif isinstance(error, RateLimited):
         kind, code = "requests", "rate_limit_exceeded"
     elif error.details is not None:

@@ -16,6 +16,8 @@ CHUNKS = Chunks("chatcmpl-ours", 1700000000)
 USAGE = Chunks("chatcmpl-ours", 1700000000, usage=True)
 HELLO = [Message("user", "hello")]
 TOOLS = {"tools": '[{"type":"function","function":{"name":"f"}}]'}
+PROPS = b'HTTP/1.0 200 OK\r\n\r\n{"total_slots": 1, "default_generation_settings": {"n_ctx": 2048}%s}'
+TOOLED = {"GET /props": Answer([PROPS % b', "chat_template_caps": {"supports_tools": true}'])}
 UNITED = {"GET /api/v1/model": recorded("koboldcpp/get-api_v1_model.txt")}
 
 
@@ -158,6 +160,16 @@ def test_also_where_it_shows_late() -> None:
     assert world.complete(chat()).text == ", the company had"
 
 
+def test_tools_that_the_model_has_no_words_for() -> None:
+    """llama.cpp would leave them out without a word: so it was with the model that was recorded."""
+    world = probed({**LLAMA, CHAT: recorded("llamacpp/chat-stream-usage.txt")})
+    assert world.backend.state.tools is False
+    assert world.fault_of(world.begin(chat(**TOOLS))) == ("unsupported_parameter", "tools")
+    silent = probed({"GET /props": Answer([PROPS % b""]), CHAT: stream(*CALLS)})
+    assert silent.backend.state.tools is None
+    assert silent.complete(chat(**TOOLS)).tool_calls
+
+
 CALLS = (
     chunk({"role": "assistant", "content": None}),
     chunk({"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]}),
@@ -170,7 +182,7 @@ CALLS = (
 
 
 def test_calls_of_tools_are_put_together() -> None:
-    world = probed({**LLAMA, CHAT: stream(*CALLS)})
+    world = probed({**TOOLED, CHAT: stream(*CALLS)})
     messages = [*HELLO, Message("assistant", "", tool_calls=[ToolCall("c0", Function("f", "{}"))])]
     event = Event([*messages, Message("tool", "9", tool_call_id="c0")], Parameters(max_tokens=60), extra=TOOLS)
     completion = world.complete(event)
@@ -294,7 +306,7 @@ def test_an_answer_of_nothing() -> None:
 
 
 def test_calls_of_tools_in_chunks() -> None:
-    world = probed({**LLAMA, CHAT: stream(*CALLS)})
+    world = probed({**TOOLED, CHAT: stream(*CALLS)})
     sink, completion = relayed(world, Event(HELLO, Parameters(max_tokens=60), extra=TOOLS, chunks=CHUNKS))
     assert [one["choices"] for one in sink.chunks] == [one["choices"] for one in CALLS[:-1]]  # type: ignore[index]
     assert (completion.finish_reason, completion.tool_calls) == ("tool_calls", None)
@@ -379,7 +391,7 @@ def test_a_raw_prompt_is_counted_as_it_is() -> None:
 def test_tools_are_counted_too() -> None:
     world = probed(
         {
-            **LLAMA,
+            **TOOLED,
             "POST /apply-template": counting('{"prompt": "p"}'),
             "POST /tokenize": counting('{"tokens": [1, 2]}'),
             CHAT: stream(*CALLS),

@@ -195,6 +195,7 @@ def test_what_is_wrong_with_a_request(
 def test_who_may_not_come_in(surface: Surface, http2: bool) -> None:
     status, headers, answer = ask(surface, "POST", CHAT, HELLO, http2=http2, authorization="")
     assert (status, answer["error"]["code"], headers["www-authenticate"]) == (401, "invalid_api_key", "Bearer")
+    assert answer["error"]["type"] == "authentication_error"
     status, _, answer = ask(surface, "POST", CHAT, HELLO, http2=http2, **{"content-type": "text/plain"})
     assert (status, answer["error"]["code"]) == (415, "unsupported_media_type")
     surface.draining = True
