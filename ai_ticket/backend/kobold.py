@@ -294,8 +294,8 @@ def _kobold_reason(reason: str | None, usage: Usage | None, perf: _Perf | None, 
 
 
 def _media_type(response: IResponse) -> str:
-    values = response.headers.getRawHeaders("content-type", [""])
-    return str(values[0]).partition(";")[0].strip().lower()
+    [value, *_] = response.headers.getRawHeaders(b"content-type", [b""])  # as text, it would have to be UTF-8
+    return value.partition(b";")[0].strip().lower().decode("latin-1")
 
 
 def _not_a_stream(response: IResponse, body: bytes) -> DomainError:
