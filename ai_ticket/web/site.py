@@ -112,8 +112,7 @@ class Site:
 
     def received(self, request: Request) -> None:
         """Answer a request whose head is complete."""
-        given = request.headers.get(b"x-request-id", b"")
-        request.id = given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
+        request.id = self._request_id(request.headers)
         common = self._secure_headers if request.secure else self._headers
         request.common_headers = [(b"x-request-id", request.id.encode()), *common]
         self._in_flight[request] = None
@@ -135,6 +134,12 @@ class Site:
         self._log.info("malformed request", status=status, request_id=request_id)
         headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *self._headers]
         return headers, error_body(error, request_id)
+
+    def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        """The caller's own, if it may be one: a token sent as that too, by mistake, would be in every log."""
+        given = headers.get(b"x-request-id", b"")
+        tokens = (headers.get(b"x-api-key"), *headers.get(b"authorization", b"").split())
+        return given.decode() if _REQUEST_ID.fullmatch(given) and given not in tokens else self._new_request_id()
 
     async def _answer(self, request: Request) -> None:
         route = self._routes.get(request.path)
