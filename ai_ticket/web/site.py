@@ -140,8 +140,10 @@ class Site:
         return headers, error_body(error, request_id)
 
     def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        """The caller's own, if it may be one: a token sent as that too, by mistake, would be in every log."""
         given = headers.get(b"x-request-id", b"")
-        return given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
+        tokens = (headers.get(b"x-api-key"), *headers.get(b"authorization", b"").split())
+        return given.decode() if _REQUEST_ID.fullmatch(given) and given not in tokens else self._new_request_id()
 
     def _common_headers(self, request_id: str, secure: bool) -> HeaderList:
         return [(b"x-request-id", request_id.encode()), *(self._secure_headers if secure else self._headers)]
