@@ -23,11 +23,18 @@ from ai_ticket.backend.server import ModelServer
 from ai_ticket.interfaces import Limiter
 from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.limit.memory import MemoryLimiter
+from ai_ticket.listening import Listeners
+from ai_ticket.memory import memory_limit, release_memory, used_memory
+from ai_ticket.overload import MemoryWatch, Strain
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.backend_metrics import BackendMetrics, watch_backends
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
+from ai_ticket.web.connections import Connections
+
+SHED_AT_A_TIME = 256
+"""Idle connections that are closed each second when memory is short: more would hold up those that are not idle."""
 
 
 def make_limiter(settings: Settings, reactor: Any, metrics: Metrics) -> tuple[Limiter | None, list[Service]]:
@@ -151,3 +158,30 @@ def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random
         # llama.cpp's threads else spin while they wait for each other: on a busy machine that took ten times as long.
         | {"OMP_WAIT_POLICY": "passive"},
     )
+
+
+def make_memory_watch(
+    settings: Settings, reactor: Any, metrics: Metrics, callers: Connections, listeners: Listeners
+) -> MemoryWatch:
+    """What keeps the memory within its limit, and its metrics."""
+
+    def relieve(strain: Strain) -> None:
+        callers.keep(strain < Strain.BRIEF)
+        if strain >= Strain.REFUSING:
+            callers.shed(SHED_AT_A_TIME)
+        listeners.accept(strain < Strain.CLOSED)
+
+    watch = MemoryWatch(
+        reactor,
+        limit=memory_limit(settings.memory_limit_mb),
+        used=used_memory,
+        release=release_memory,
+        act=relieve,
+    )
+    metrics.watch(
+        "overload_level",
+        "Memory is short: 0 no, 1 connections are not kept, 2 and events refused, 3 and nobody let in.",
+        lambda: watch.strain,
+    )
+    metrics.watch("memory_limit_bytes", "What memory is measured against; 0: nothing.", lambda: watch.limit or 0)
+    return watch

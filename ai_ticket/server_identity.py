@@ -33,10 +33,11 @@ class UntrustedCertificate(SSL.Error):
 
 @implementer(IOpenSSLClientConnectionCreator)
 class VerifiedIdentity:
-    """Connections that another creator makes, but each fails unless the certificate is for the host."""
+    """Connections that another creator makes, but each fails unless the certificate is for the host, or `own`."""
 
-    def __init__(self, creator: IOpenSSLClientConnectionCreator, hostname: str):
+    def __init__(self, creator: IOpenSSLClientConnectionCreator, hostname: str, own: X509 | None = None):
         self._creator = creator
+        self._own = own
         numeric = isIPAddress(hostname) or isIPv6Address(hostname)
         self._wanted = IPAddress_ID(hostname) if numeric else DNS_ID(hostname)
 
@@ -48,7 +49,7 @@ class VerifiedIdentity:
             try:
                 if not trusted:
                     raise UntrustedCertificate(error)
-                if depth == 0:
+                if depth == 0 and not self._is_own(certificate):
                     verify_service_identity(extract_patterns(certificate), [self._wanted], [])
             except (UntrustedCertificate, *IDENTITY_ERRORS):
                 tlsProtocol.failVerification(Failure())
@@ -57,6 +58,9 @@ class VerifiedIdentity:
 
         connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
         return connection
+
+    def _is_own(self, certificate: X509) -> bool:
+        return self._own is not None and certificate.to_cryptography() == self._own.to_cryptography()
 
 
 @implementer(IPolicyForHTTPS)

@@ -41,6 +41,7 @@ class Recorded:
     auth_failures: list[str] = field(default_factory=list)
     overheads: list[tuple[str, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    handshake_failures: list[str] = field(default_factory=list)
 
     def request_started(self) -> None:
         self.in_flight += 1
@@ -59,6 +60,9 @@ class Recorded:
 
     def rate_limited(self, reason: str) -> None:
         self.refused.append(reason)
+
+    def tls_handshake_failed(self, reason: str) -> None:
+        self.handshake_failures.append(reason)
 
 
 class Attempts(list[AttemptOutcome]):
@@ -155,15 +159,23 @@ class MemoryTransport(StringTransport):
         pass
 
 
-def make_connections(clock: Clock, *, limit: int = 100) -> Connections:
-    return Connections(clock, limit=limit, timeouts=TIMEOUTS, http1=Http1, http2=Http2)
+def make_connections(clock: Clock, *, limit: int = 100, per_client: int | None = None) -> Connections:
+    return Connections(
+        clock,
+        limit=limit,
+        per_client=per_client,
+        timeouts=TIMEOUTS,
+        recorder=Recorded(),
+        http1=Http1,
+        http2=Http2,
+    )
 
 
 def connect(
-    connections: Connections, listener: Listener, *, secure: bool = False
+    connections: Connections, listener: Listener, *, secure: bool = False, peer: str = "192.0.2.7"
 ) -> tuple[Connection, MemoryTransport]:
     """A new HTTP/1.1 connection."""
-    connection = Connection(connections, listener, "192.0.2.7", secure)
+    connection = Connection(connections, listener, peer, secure)
     transport = MemoryTransport()
     connection.makeConnection(transport)
     if secure:
