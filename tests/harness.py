@@ -172,11 +172,17 @@ def make_connections(clock: Clock, *, limit: int = 100, per_client: int | None =
 
 
 def connect(
-    connections: Connections, listener: Listener, *, secure: bool = False, peer: str = "192.0.2.7"
+    connections: Connections,
+    listener: Listener,
+    *,
+    secure: bool = False,
+    protocol: bytes | None = None,
+    peer: str = "192.0.2.7",
 ) -> tuple[Connection, MemoryTransport]:
-    """A new HTTP/1.1 connection."""
+    """A new connection; it speaks HTTP/1.1, unless `protocol` is what TLS has negotiated."""
     connection = Connection(connections, listener, peer, secure)
     transport = MemoryTransport()
+    transport.negotiatedProtocol = protocol
     connection.makeConnection(transport)
     if secure:
         connection.handshakeCompleted()

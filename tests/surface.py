@@ -53,6 +53,10 @@ class Surface:
     def connect2(self) -> Http2Client:
         return Http2Client(self.connections, self.site)
 
+    def connect_http2(self) -> tuple[Connection, MemoryTransport]:
+        """A new HTTP/2 connection, of which nothing is known but that."""
+        return connect(self.connections, self.site, secure=True, protocol=b"h2")
+
     def http1(self, data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         """What comes back for these bytes on a new connection."""
         connection, transport = self.connect()
