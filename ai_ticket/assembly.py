@@ -104,14 +104,10 @@ def make_pool(
     passwords = iter(parse_passwords(settings.koboldcpp_password, count))
     slots = iter(parse_slots(settings.koboldcpp_slots, count))
     children: list[Service] = []
-    http, kept_http = (
-        make_http_client(
-            reactor,
-            ca_file=settings.koboldcpp_ca_file,
-            connect_timeout=settings.koboldcpp_connect_timeout_seconds,
-            keep=keep,
-        )
-        for keep in (False, True)
+    http = make_http_client(
+        reactor,
+        ca_file=settings.koboldcpp_ca_file,
+        connect_timeout=settings.koboldcpp_connect_timeout_seconds,
     )
 
     def make_backend(address: BackendAddress) -> KoboldBackend:
@@ -125,7 +121,7 @@ def make_pool(
             locate = lambda: location  # noqa: E731
         return KoboldBackend(
             address.name,
-            ModelServer(http, kept_http, reactor, locate),
+            ModelServer(http, reactor, locate),
             clock=reactor,
             timeouts=BackendTimeouts(
                 settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds

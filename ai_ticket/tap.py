@@ -42,6 +42,8 @@ from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
+from ai_ticket.web.intake import Intake
+from ai_ticket.web.openai import OpenAIRoutes
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
@@ -150,15 +152,19 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         draining=lambda: drain.refusing,
         short_of_memory=lambda: memory.refusing,
     )
-    events = EventRoutes(
+    intake = Intake(
         gate=gate,
         pipeline=pipeline,
         clock=reactor,
-        limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
-        bodies=BodyLimits(settings.max_body_bytes, settings.max_batch_body_bytes, settings.max_batch_events),
+        max_body=settings.max_body_bytes,
         request_timeout=settings.request_timeout_seconds,
         sampling=logs.payloads.sampling,
     )
+    limits = EventLimits(settings.max_tokens_limit, settings.default_max_tokens)
+    events = EventRoutes(
+        intake, limits=limits, bodies=BodyLimits(settings.max_batch_body_bytes, settings.max_batch_events)
+    )
+    openai = OpenAIRoutes(intake, limits=limits, clock=reactor, backends=lambda: pool.states)
     loop = LoopWatch(reactor, metrics.reactor_lag)
     health = HealthRoutes(
         lambda: pool.states,
@@ -176,7 +182,9 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             hsts_seconds=settings.hsts_seconds,
         )
 
-    site = make_site([*events.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])])
+    site = make_site(
+        [*events.routes(), *openai.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])]
+    )
     tls = TlsConnections(server_context(certificate_file, key_file, settings.tls_profile))
     secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)
     secure.noisy = False
@@ -240,6 +248,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     metrics.watch("server_connections", "Open connections of callers.", lambda: len(callers))
     metrics.watch("server_streams", "Answers in pieces under way.", lambda: site.streams)

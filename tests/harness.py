@@ -8,7 +8,6 @@ from typing import Any
 import h2.config
 import h2.connection
 import h2.events
-from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -16,11 +15,9 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
-from twisted.web.client import Agent
-from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from ai_ticket.backend.body import remember_end
+from ai_ticket.backend.http1 import Origin
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Usage
 from ai_ticket.interfaces import Admission, AttemptOutcome, BackendState, Client, Job, Sink
@@ -290,7 +287,7 @@ class _Endpoint:
         transport = ServerTransport(self._server, protocol)
         self._server.transports.append(transport)
         protocol.makeConnection(transport)
-        return succeed(remember_end(protocol))
+        return succeed(protocol)
 
 
 def _failed(error: Exception) -> Deferred[Any]:
@@ -332,7 +329,6 @@ class ServerTransport(MemoryTransport):
         self.lose(ConnectionLost())
 
 
-@implementer(IAgentEndpointFactory)
 class MemoryServer:
     """A model server in memory that plays answers by method and path; `requests` holds what it was sent."""
 
@@ -341,14 +337,13 @@ class MemoryServer:
         self.requests: list[tuple[str, bytes, bytes]] = []
         self.transports: list[ServerTransport] = []
         self.refusal: Exception | None = None
-        self.http = HTTPClient(Agent.usingEndpointFactory(clock, self))
         self._clock = clock
 
     def never_connect(self) -> None:
         self.refusal = _NEVER
 
-    def endpointForURI(self, uri: Any) -> _Endpoint:
-        return _Endpoint(self)
+    def http(self, url: Any) -> Origin:
+        return Origin(self._clock, _Endpoint(self), secure=False, connect_timeout=5.0)
 
     def written(self, transport: ServerTransport) -> None:
         head, separator, body = transport.value().partition(b"\r\n\r\n")

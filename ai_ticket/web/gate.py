@@ -8,6 +8,7 @@ from twisted.internet.task import deferLater
 
 from ai_ticket.errors import Overloaded, ShuttingDown
 from ai_ticket.interfaces import Client, Limiter, Recorder
+from ai_ticket.web import openai_faults
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.faults import Quota, RateLimited, quota_headers, retry_after_seconds
 from ai_ticket.web.request import Request
@@ -89,6 +90,8 @@ class Gate:
         quota = Quota(limiter.limit, limiter.window, admission.remaining)
         if admission.admitted:
             request.common_headers += quota_headers(quota, admission.retry_after)
+            if request.path.startswith(openai_faults.PATHS):
+                request.common_headers += openai_faults.openai_quota_headers(quota, admission.retry_after)
             return
         self._recorder.rate_limited("quota")
         if key in self._batches:

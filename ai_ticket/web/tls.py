@@ -15,6 +15,8 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ai_ticket.environment import open_regular
+
 Profile = Literal["intermediate", "modern"]
 
 TLS12_CIPHERS = (
@@ -67,8 +69,8 @@ def server_context(certificate_file: str, key_file: str, profile: Profile) -> SS
 
 def _load(variable: str, path: str, load: object, malformed: str) -> None:
     try:
-        with open(path, "rb"):
-            pass  # OpenSSL says only "system lib" of a file that it can't open
+        with open(path, "rb", opener=open_regular):
+            pass  # OpenSSL says only "system lib" of a file that it can't open, and waits for who writes to a pipe
         load(path)  # type: ignore[operator]
     except OSError as error:
         raise CertificateError(variable, path, error.strerror or str(error))
