@@ -19,8 +19,11 @@ TLS_HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 """How long a connection that was asked to close may take before it is aborted."""
 
-REQUESTS_A_TURN = 16
-"""Requests of one connection that may begin before the reactor sees to the others again."""
+TURN_MICROSECONDS = 8000
+"""What may be done for one connection before the reactor sees to the others again."""
+
+REQUEST_MICROSECONDS = 500
+"""What the beginning of a request is taken to cost."""
 
 
 class Timeouts(Struct, frozen=True):
@@ -58,7 +61,7 @@ class Connection(Protocol):
         self._stopped_reading = 0.0
         self._unread_seconds = 0.0
         self.closing = False
-        self._begun = 0
+        self._left = TURN_MICROSECONDS
         self._next_turn: IDelayedCall | None = None
         # By when TLS must be up, or the caller must have taken some of what waits for it, or the connection be closed.
         self._deadline: float | None = connections.now() + TLS_HANDSHAKE_SECONDS
@@ -85,7 +88,6 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
-        self._begun = 0
         if self.codec is not None:
             self.codec.received(data)
 
@@ -120,19 +122,33 @@ class Connection(Protocol):
         """A clock, in seconds, that stands still while nothing is read."""
         return (self.connections.now() if self.reading else self._stopped_reading) - self._unread_seconds
 
-    def may_begin(self) -> bool:
-        """Whether one more request may begin in this turn of the reactor: if not, the next calls `Codec.advance`."""
-        if self._next_turn is not None:
-            return False
-        if self._begun >= REQUESTS_A_TURN:
+    # What is done in a turn of the reactor. What things cost is estimated by those who do them and not measured, so the
+    # same bytes always take the same turns; and the share is made up only in a next turn, once it is used up.
+
+    @property
+    def turn_over(self) -> bool:
+        """Whether what is left to do waits for the next turn, which calls `Codec.advance`."""
+        return self._next_turn is not None
+
+    def has_turn(self) -> bool:
+        """Whether more may be done in this turn; if not, the next one calls `Codec.advance`."""
+        if self._left > 0:
+            return True
+        if self._next_turn is None:
             self._next_turn = self.connections.in_next_turn(self._go_on)
-            return False
-        self._begun += 1
-        return True
+        return False
+
+    def spend(self, microseconds: int) -> None:
+        """About this much was done."""
+        self._left -= microseconds
+
+    def request_begins(self) -> None:
+        """A request is handed on."""
+        self.spend(REQUEST_MICROSECONDS)
 
     def _go_on(self) -> None:
         self._next_turn = None
-        self._begun = 0
+        self._left = TURN_MICROSECONDS
         if self.codec is not None:
             self.codec.advance()
 
