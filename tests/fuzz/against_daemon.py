@@ -17,11 +17,11 @@ from fuzz import documents, http1, http2
 from fuzz.mutation import split
 from fuzz.targets import Wrong, check_statuses, random_of, statuses
 
-CALLERS = 200
+CALLERS = 80
 WARM_UP = 0.1
 """The share of the requests after which memory is looked at for the first time."""
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 SILENCE = 0.1
 """Seconds: for an answer that must come, and for what may follow one, or never come."""
 
