@@ -13,6 +13,7 @@ from twisted.logger import globalLogPublisher
 
 from ai_ticket.errors import ApiRateLimited, ApiServerError
 from ai_ticket.interfaces import Admission, Job
+from ai_ticket.web.http1 import CUT_SECONDS
 
 NDJSON = "application/x-ndjson"
 EVENT = (
