@@ -20,6 +20,7 @@ from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
 from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.listening import Endpoint, Listeners
+from ai_ticket.pipeline.generations import Generations
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
 from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
@@ -35,6 +36,7 @@ from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
 from ai_ticket.web.intake import Intake
+from ai_ticket.web.kobold import KoboldRoutes
 from ai_ticket.web.openai import OpenAIRoutes
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
@@ -121,6 +123,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
     metrics_routes = [metrics_route(metrics.render)]
     pipeline = make_pipeline(settings, reactor, pool, registry)
+    generations = Generations(pipeline, reactor, lambda: (pipeline.depth, pipeline.in_flight))
     limiter, limiting = make_limiter(settings, reactor, metrics)
     gate = Gate(
         authenticator=authenticator,
@@ -131,7 +134,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     )
     intake = Intake(
         gate=gate,
-        pipeline=pipeline,
+        pipeline=generations,
         clock=reactor,
         max_body=settings.max_body_bytes,
         request_timeout=settings.request_timeout_seconds,
@@ -142,6 +145,15 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         intake, limits=limits, bodies=BodyLimits(settings.max_batch_body_bytes, settings.max_batch_events)
     )
     openai = OpenAIRoutes(intake, limits=limits, clock=reactor, backends=lambda: pool.states)
+    kobold = KoboldRoutes(
+        intake,
+        limits=limits,
+        clock=reactor,
+        backends=lambda: pool.states,
+        generations=generations,
+        tokenize=pool.tokenize,
+        protected=settings.ai_ticket_auth,
+    )
     health = HealthRoutes(lambda: pool.states, draining=lambda: drain.announced)
 
     def make_site(routes: list[Any]) -> Site:
@@ -155,7 +167,13 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         )
 
     site = make_site(
-        [*events.routes(), *openai.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])]
+        [
+            *events.routes(),
+            *openai.routes(),
+            *kobold.routes(),
+            *health.routes(),
+            *(metrics_routes if settings.metrics_on_tls else []),
+        ]
     )
     tls = TlsConnections(server_context(certificate_file, key_file))
     secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)

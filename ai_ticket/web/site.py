@@ -46,12 +46,14 @@ Handler = Callable[[Request], Awaitable[Response | Streamed]]
 class Route(Struct, frozen=True):
     """What a path does, by method. HEAD is answered wherever GET is. What is `traced` has a span for each request.
 
-    A path that ends with a name in braces stands for all that go on in its place.
+    A path that ends with a name in braces stands for all that go on in its place. The `aliases` are further paths that
+    do the same, and go by the one path in logs and metrics.
     """
 
     path: str
     handlers: Mapping[str, Handler]
     traced: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> list[str]:
@@ -84,7 +86,7 @@ class Site:
         new_request_id: Callable[[], str],
         hsts_seconds: int,
     ):
-        self._routes = {route.path: route for route in routes}
+        self._routes = {path: route for route in routes for path in (route.path, *route.aliases)}
         self._open_routes = [(route.path.partition("{")[0], route) for route in routes if route.path.endswith("}")]
         self._clock = clock
         self._recorder = recorder
