@@ -32,6 +32,7 @@ from ai_ticket.telemetry.tracing_setup import make_tracing
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator, TokenFile
 from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
+from ai_ticket.web.cors import Cors, parse_origins
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
@@ -156,6 +157,8 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     )
     health = HealthRoutes(lambda: pool.states, draining=lambda: drain.announced)
 
+    cors = Cors(parse_origins(settings.cors_allow_origins or ""))
+
     def make_site(routes: list[Any]) -> Site:
         return Site(
             routes,
@@ -164,6 +167,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             tracer=tracing.tracer,
             new_request_id=lambda: secrets.token_hex(16),
             hsts_seconds=settings.hsts_seconds,
+            cors=cors,
         )
 
     site = make_site(

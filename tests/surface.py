@@ -1,5 +1,6 @@
 """The HTTP surface on a clock, with a pipeline in memory."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from few_calls import FewCalls
@@ -17,18 +18,25 @@ from memory_tracer import MemoryTracer
 from twisted.internet.task import Clock
 
 from ai_ticket.event import EventLimits
-from ai_ticket.interfaces import BackendState
+from ai_ticket.interfaces import BackendState, Tokens
+from ai_ticket.pipeline.generations import Generations
 from ai_ticket.telemetry.payloads import PayloadSampler
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.connections import Connection, Connections
+from ai_ticket.web.cors import Cors
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.intake import Intake
+from ai_ticket.web.kobold import KoboldRoutes
 from ai_ticket.web.openai import OpenAIRoutes
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 
 MAX_BODY = 10_000
+
+
+async def no_tokens(text: str) -> None:
+    """No backend counts tokens."""
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Surface:
     tracer: MemoryTracer
     backends: list[BackendState]
     draining: bool = False
+    tokenize: Callable[[str], Awaitable[Tokens | None]] = no_tokens
 
     def connect(self, *, secure: bool = False) -> tuple[Connection, MemoryTransport]:
         return connect(self.connections, self.site, secure=secure)
@@ -64,6 +73,7 @@ def make_surface() -> Surface:
     pipeline = MemoryPipeline()
     tracer = MemoryTracer(clock)
     ids = iter(range(10**6))
+    load = (3, 1)
     backends = [BackendState(name="a:1", up=True, slots=1, model="m")]
     authenticator = Authenticator(
         parse_token_list("secret, other"), enabled=True, recorder=recorder, invalid_tokens=FewCalls()
@@ -76,9 +86,10 @@ def make_surface() -> Surface:
         recorder=recorder,
         draining=lambda: found.draining,
     )
+    generations = Generations(pipeline, clock, lambda: load)
     intake = Intake(
         gate=gate,
-        pipeline=pipeline,
+        pipeline=generations,
         clock=clock,
         max_body=MAX_BODY,
         request_timeout=120,
@@ -87,11 +98,21 @@ def make_surface() -> Surface:
     limits = EventLimits(4096, 512)
     events = EventRoutes(intake, limits=limits, bodies=BodyLimits(3 * MAX_BODY, 20))
     openai = OpenAIRoutes(intake, limits=limits, clock=clock, backends=lambda: backends)
+    kobold = KoboldRoutes(
+        intake,
+        limits=limits,
+        clock=clock,
+        backends=lambda: backends,
+        generations=generations,
+        tokenize=lambda text: found.tokenize(text),
+        protected=True,
+    )
     health = HealthRoutes(lambda: backends, lambda: found.draining)
     site = Site(
         [
             *events.routes(),
             *openai.routes(),
+            *kobold.routes(),
             *health.routes(),
             metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4")),
         ],
@@ -100,6 +121,7 @@ def make_surface() -> Surface:
         tracer=tracer,
         new_request_id=lambda: f"id{next(ids)}",
         hsts_seconds=99,
+        cors=Cors(["https://page.test"]),
     )
     found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, tracer, backends)
     return found

@@ -4,7 +4,6 @@ import re
 from typing import TypeVar
 
 import msgspec
-from msgspec import Raw
 
 from ai_ticket import strictjson
 from ai_ticket.content import absent
@@ -33,7 +32,7 @@ def read_generate(body: bytes, limits: EventLimits, *, stream: bool) -> Event:
     if asked.n not in (None, 1):
         raise _unsupported("n")
     for name, raw in (("images", asked.images), ("audio", asked.audio)):
-        if not absent(raw) and strictjson.decode(raw, Raw) != b"[]":  # type: ignore[arg-type]
+        if not absent(raw) and bytes(raw).strip() != b"[]":  # type: ignore[arg-type]
             raise _unsupported(name)
     parameters = Parameters(
         max_tokens=min(limits.default_max_tokens, limits.max_tokens) if wanted is None else wanted,

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
 from ai_ticket.spans import Span, Tracer
+from ai_ticket.web.cors import Cors
 from ai_ticket.web.error_forms import error_response
 from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body
 from ai_ticket.web.request import HeaderList, Request, Response
@@ -85,6 +86,7 @@ class Site:
         tracer: Tracer,
         new_request_id: Callable[[], str],
         hsts_seconds: int,
+        cors: Cors,
     ):
         self._routes = {path: route for route in routes for path in (route.path, *route.aliases)}
         self._open_routes = [(route.path.partition("{")[0], route) for route in routes if route.path.endswith("}")]
@@ -92,6 +94,7 @@ class Site:
         self._recorder = recorder
         self._tracer = tracer
         self._new_request_id = new_request_id
+        self._cors = cors
         self._headers: HeaderList = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
         self._secure_headers = list(self._headers)
         if hsts_seconds:
@@ -122,7 +125,7 @@ class Site:
         given = request.headers.get(b"x-request-id", b"")
         request.id = given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
         common = self._secure_headers if request.secure else self._headers
-        request.common_headers = [(b"x-request-id", request.id.encode()), *common]
+        request.common_headers = [(b"x-request-id", request.id.encode()), *common, *self._cors.headers(request)]
         self._in_flight[request] = None
         self._recorder.request_started()
         answering = Deferred.fromCoroutine(self._answer(request))
@@ -152,7 +155,9 @@ class Site:
         try:
             if route is None:
                 raise NotFound
-            response = await route.handler(request.method)(request)
+            response = self._cors.preflight(request, route.allowed)
+            if response is None:
+                response = await route.handler(request.method)(request)
         except DomainError as error:
             failed = error
         except CancelledError:  # by `cut`, or because the caller is gone
