@@ -94,15 +94,16 @@ class Generation:
 
     def flush(self) -> None:
         """Hand on what has come since the last time: in one piece, however many tokens it was."""
-        if self.sink is None:
+        if self.sink is None or not self.begun:
             return
-        text = self.text
-        self._parts.clear()
-        if self.relay is None:
-            if text:
-                self.sink.write(text)
-        elif self.begun:
+        text = ""
+        if self._parts:
+            text = self.text
+            self._parts.clear()
+        if self.relay is not None:
             self.relay.flush(text)
+        elif text:
+            self.sink.write(text)
 
     @property
     def text(self) -> str:

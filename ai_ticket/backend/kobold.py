@@ -13,6 +13,7 @@ from ai_ticket.backend.attempt import Attempt
 from ai_ticket.backend.body import Body
 from ai_ticket.backend.context import fit
 from ai_ticket.backend.dialect import ENDPOINTS, Endpoint
+from ai_ticket.backend.figures import put_right
 from ai_ticket.backend.generation import Generation
 from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, short_model_name
 from ai_ticket.backend.relay import Relay
@@ -28,16 +29,12 @@ from ai_ticket.errors import (
     DeadlineExceeded,
     DomainError,
 )
-from ai_ticket.event import Completion, Event, FinishReason, Usage
+from ai_ticket.event import Completion, Event, FinishReason
 from ai_ticket.interfaces import BackendRecorder, BackendState, Sink, Tokens
 from ai_ticket.spans import NO_SPAN, Span
 
 PROBE_SECONDS = 5.0
-PERF_SECONDS = 1.0
 LARGEST_BODY = 67_108_864
-
-_HARD_CODED_USAGE = Usage(100, 100, 200)
-"""What KoboldCPP up to 1.77 says whatever it did."""
 
 
 class BackendTimeouts(Struct, frozen=True):
@@ -45,14 +42,6 @@ class BackendTimeouts(Struct, frozen=True):
 
     first_token: float | None
     idle: float
-
-
-class _Perf(Struct):
-    """KoboldCPP's figures of the last generation: `stop_reason` 0 out of tokens, 1 end of text, 2 stop sequence."""
-
-    last_token_count: int
-    last_input_count: int | None = None
-    stop_reason: int | None = None
 
 
 class _Aborted(Struct):
@@ -291,15 +280,10 @@ class KoboldBackend:
         generation.flush()
 
     async def _completion(self, generation: Generation, event: Event, deadline: float) -> Completion:
-        usage = generation.usage
-        reason = generation.finish_reason
+        usage, reason = generation.usage, generation.finish_reason
         if self._state.kind in (KOBOLDCPP, KOBOLD_API):
-            usage = usage if usage != _HARD_CODED_USAGE else None
-            perf = await self._perf(deadline) if usage is None else None
-            if perf is not None and perf.last_input_count is not None:
-                total = perf.last_input_count + perf.last_token_count
-                usage = Usage(perf.last_input_count, perf.last_token_count, total)
-            reason = _kobold_reason(reason, usage, perf, event)
+            left = deadline - self._clock.seconds()
+            usage, reason = await put_right(usage, reason, event.parameters.max_tokens, self._server, left)
         finish_reason: FinishReason = "length" if reason == "length" else "stop"
         completion = Completion(
             generation.text,
@@ -314,28 +298,6 @@ class KoboldBackend:
         if generation.relay is not None:
             generation.relay.end(completion)
         return completion
-
-    async def _perf(self, deadline: float) -> _Perf | None:
-        """The figures of the generation that just ended, which older versions and the native stream do not send.
-
-        The answer is complete without them, so they are not waited for for long.
-        """
-        left = min(PERF_SECONDS, (deadline - self._clock.seconds()) / 2)
-        try:
-            return await self._server.get("/api/extra/perf", _Perf, left)
-        except DomainError:
-            return None
-
-
-def _kobold_reason(reason: str | None, usage: Usage | None, perf: _Perf | None, event: Event) -> str | None:
-    """KoboldCPP says "length" also where a stop sequence ended the answer; then it has fewer tokens than allowed."""
-    if reason != "length":
-        return reason
-    if perf is not None and perf.stop_reason is not None:
-        return "length" if perf.stop_reason == 0 else "stop"
-    if usage is not None and usage.completion_tokens < event.parameters.max_tokens:
-        return "stop"
-    return "length"
 
 
 def _media_type(response: IResponse) -> str:

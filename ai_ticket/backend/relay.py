@@ -80,7 +80,7 @@ class Relay:
         self._ready, self._held = [], []
 
     def _send(self, chunks: list[bytes]) -> None:
-        self._sink.relay(b"data: " + b"\n\ndata: ".join(chunks) + b"\n\n")
+        self._sink.relay(b"data: %b\n\n" % b"\n\ndata: ".join(chunks))
 
     def _usage(self, usage: Usage) -> bytes:
         """The server's own chunk tells more, but for a server that counts wrong."""
@@ -119,12 +119,10 @@ class Relay:
             self._swaps = self._find_swaps(chunk)
         if not self._swaps:
             return self._reframed(chunk)
-        renamed = chunk
-        for old, new in self._swaps:
-            if old not in renamed:
-                return self._reframed(chunk)
-            renamed = renamed.replace(old, new, 1)
-        return renamed
+        (id, our_id), (model, our_model) = self._swaps
+        if id not in chunk or model not in chunk:
+            return self._reframed(chunk)
+        return chunk.replace(id, our_id, 1).replace(model, our_model, 1)
 
     def _find_swaps(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
         """What is to be put for what; nothing where that can't be told."""

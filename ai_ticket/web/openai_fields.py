@@ -1,6 +1,7 @@
 """The fields of OpenAI's requests, and what each may be (OpenAI's API reference). What is not here is refused.
 
-`null` counts as absent. A field that may be nothing but `null` is one that OpenAI has and that can't be done here.
+`null` counts as absent. A field that may be nothing but `null` is one that OpenAI has and that can't be done here. What
+is `Raw` is read by itself: it may be of any size, or is passed on as it is.
 """
 
 from typing import Annotated, Literal
@@ -65,7 +66,7 @@ class OfferedFunction(Struct, forbid_unknown_fields=True):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Raw] | None = None
+    parameters: Raw | UnsetType = UNSET
     strict: bool | None = None
 
 
@@ -92,7 +93,7 @@ class Choice(Struct):
 class Schema(Struct, forbid_unknown_fields=True):
     """What an answer is to look like."""
 
-    schema: dict[str, Raw]
+    schema: Raw
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
@@ -119,11 +120,11 @@ class Common(Struct, forbid_unknown_fields=True, kw_only=True):
     max_tokens: int | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
-    stop: str | list[str] | None = None
+    stop: Raw | UnsetType = UNSET
     seed: Seed | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Raw | UnsetType = UNSET
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -146,7 +147,7 @@ class ChatFields(Common, kw_only=True):
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Counted | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Raw | UnsetType = UNSET
 
     modalities: list[Literal["text"]] | None = None
     store: bool | None = None

@@ -13,10 +13,12 @@ from ai_ticket.event import MOST_METADATA, Chunks, Event, EventLimits, Parameter
 from ai_ticket.strictjson import JSONError
 from ai_ticket.web.openai_faults import InvalidField
 from ai_ticket.web.openai_fields import (
+    Bias,
     ChatFields,
     ChatMessage,
     Choice,
     Common,
+    Part,
     ResponseFormat,
     TextFields,
     Tool,
@@ -26,10 +28,13 @@ T = TypeVar("T")
 
 MOST_STOPS = 16
 MOST_TOOLS = 128
+LARGEST_SMALL = 65_536
+"""Bytes of a field of which only few entries are good for anything: reading very many would hold up the service."""
+
 DEEPEST = 64
 """Levels of nesting in a schema: servers that read it recursively take more of them for a fault of their own."""
 
-_FURTHER = ("presence_penalty", "frequency_penalty", "repeat_penalty", "logit_bias")
+_FURTHER = ("presence_penalty", "frequency_penalty", "repeat_penalty")
 _TOKEN = re.compile(r"\d{1,10}")
 
 
@@ -53,10 +58,8 @@ def read_chat(body: bytes, limits: EventLimits, *, id: str, now: float) -> Event
     if asked.logprobs:
         extra |= {"logprobs": "true"}
         extra |= {"top_logprobs": str(asked.top_logprobs)} if asked.top_logprobs is not None else {}
-    if asked.metadata is not None and len(asked.metadata) > MOST_METADATA:
-        raise InvalidField("metadata", f"There may be at most {MOST_METADATA} of them.")
     messages = [_message(message, index) for index, message in enumerate(asked.messages)]
-    return _event(asked, limits, limit, id, now, messages=messages, extra=extra, metadata=asked.metadata)
+    return _event(asked, limits, limit, id, now, messages=messages, extra=extra, metadata=_metadata(asked.metadata))
 
 
 def read_text(body: bytes, limits: EventLimits, *, id: str, now: float) -> Event:
@@ -89,9 +92,6 @@ def _event(
     name, wanted = limit
     if wanted is not None and not 1 <= wanted <= limits.max_tokens:
         raise InvalidField(name, f"{name} must be from 1 to {limits.max_tokens}.")
-    for token in asked.logit_bias or ():
-        if not _TOKEN.fullmatch(token):
-            raise InvalidField("logit_bias", "logit_bias must name tokens by their numbers.")
     values = {name: value for name in _FURTHER if (value := getattr(asked, name)) is not None}
     parameters = Parameters(
         max_tokens=min(limits.default_max_tokens, limits.max_tokens) if wanted is None else wanted,
@@ -106,17 +106,34 @@ def _event(
         parameters=parameters,
         max_tokens_given=wanted is not None,
         stream=bool(asked.stream),
-        extra={name: msgspec.json.encode(value).decode() for name, value in values.items()} | extra,
+        extra={name: msgspec.json.encode(value).decode() for name, value in values.items()}
+        | _logit_bias(asked.logit_bias)
+        | extra,
         chunks=Chunks(id, int(now), asked.stream_options is not None and bool(asked.stream_options.include_usage)),
         **of_its_kind,
     )
 
 
-def _stop(stop: str | list[str] | None) -> list[str] | None:
+def _stop(raw: Raw | UnsetType) -> list[str] | None:
+    stop: str | list[str] | None = _small(raw, str | list[str], "stop")
     stops = [stop] if isinstance(stop, str) else stop
     if stops and (len(stops) > MOST_STOPS or "" in stops):
         raise InvalidField("stop", f"stop must be a non-empty string, or up to {MOST_STOPS} of them.")
     return stops or None
+
+
+def _logit_bias(raw: Raw | UnsetType) -> dict[str, str]:
+    for token in _small(raw, dict[str, Bias], "logit_bias") or ():
+        if not _TOKEN.fullmatch(token):
+            raise InvalidField("logit_bias", "logit_bias must name tokens by their numbers.")
+    return {} if absent(raw) else {"logit_bias": bytes(raw).decode()}  # type: ignore[arg-type]
+
+
+def _metadata(raw: Raw | UnsetType) -> dict[str, str] | None:
+    metadata: dict[str, str] | None = _small(raw, dict[str, str], "metadata")
+    if metadata is not None and len(metadata) > MOST_METADATA:
+        raise InvalidField("metadata", f"There may be at most {MOST_METADATA} of them.")
+    return metadata
 
 
 def _prompt(raw: Raw) -> str:
@@ -136,28 +153,27 @@ def _prompt(raw: Raw) -> str:
 
 
 def _message(message: ChatMessage, index: int) -> Message:
+    role, content = message.role, message.content
+    if isinstance(content, str) and role != "tool" and message.tool_calls is None and message.tool_call_id is None:
+        return Message(role, content, message.name)  # the fastest way through many of them
     path = f"messages[{index}]"
+    if message.tool_calls and role != "assistant":
+        raise InvalidField(f"{path}.tool_calls", "Only an assistant calls tools.")
+    if role == "tool" and message.tool_call_id is None:
+        raise _missing(f"{path}.tool_call_id")
+    if role != "tool" and message.tool_call_id is not None:
+        raise InvalidField(f"{path}.tool_call_id", "Only a message of the role tool answers a call.")
     calls = [
         ToolCall(call.id, Function(call.function.name, call.function.arguments)) for call in message.tool_calls or ()
     ]
-    if calls and message.role != "assistant":
-        raise InvalidField(f"{path}.tool_calls", "Only an assistant calls tools.")
-    if message.role == "tool" and message.tool_call_id is None:
-        raise _missing(f"{path}.tool_call_id")
-    if message.role != "tool" and message.tool_call_id is not None:
-        raise InvalidField(f"{path}.tool_call_id", "Only a message of the role tool answers a call.")
-    return Message(
-        message.role, _content(message, path, may_lack=bool(calls)), message.name, calls or None, message.tool_call_id
-    )
+    text = "" if content is None and calls else _content(content, path)
+    return Message(role, text, message.name, calls or None, message.tool_call_id)
 
 
-def _content(message: ChatMessage, path: str, *, may_lack: bool) -> str:
-    content = message.content
+def _content(content: str | list[Part] | None, path: str) -> str:
     if isinstance(content, str):
         return content
     if content is None:
-        if may_lack:
-            return ""
         raise _missing(f"{path}.content")
     for index, part in enumerate(content):
         if part.type != "text":
@@ -175,15 +191,20 @@ def _response_format(raw: Raw | UnsetType) -> dict[str, str]:
         return {}
     if asked.type == "json_schema" and asked.json_schema is None:
         raise _missing("response_format.json_schema")
+    if asked.json_schema is not None:
+        _require_object(asked.json_schema.schema, "response_format.json_schema.schema")
     return {"response_format": _text(raw, "response_format")}
 
 
 def _tools(asked: ChatFields) -> dict[str, str]:
     """The tools that are offered. To choose one by its name is to offer no other, and to require a call."""
-    offered: list[Raw] = [] if absent(asked.tools) else _decode_part(asked.tools, list[Raw], "tools")
     tools: list[Tool] = [] if absent(asked.tools) else _decode_part(asked.tools, list[Tool], "tools")
     if len(tools) > MOST_TOOLS:
         raise InvalidField("tools", f"There may be at most {MOST_TOOLS} tools.")
+    for index, tool in enumerate(tools):
+        if not absent(tool.function.parameters):
+            _require_object(tool.function.parameters, f"tools[{index}].function.parameters")
+    offered: list[Raw] = _decode_part(asked.tools, list[Raw], "tools") if tools else []
     choice = None if absent(asked.tool_choice) else _choice(asked.tool_choice)
     if isinstance(choice, Choice):
         name = choice.function.name
@@ -210,6 +231,11 @@ def _choice(raw: Raw | UnsetType) -> str | Choice:
     return choice
 
 
+def _require_object(raw: Raw | UnsetType, path: str) -> None:
+    if not bytes(raw).startswith(b"{"):  # type: ignore[arg-type]
+        raise InvalidField(path, f"Expected `object`: '{path}'.", "invalid_type")
+
+
 def _text(raw: Raw | UnsetType, path: str) -> str:
     """The JSON text of a field that is passed on as it is."""
     text = bytes(raw)  # type: ignore[arg-type]
@@ -233,6 +259,15 @@ def _decode_part(raw: Raw | UnsetType, type: Any, path: str) -> Any:
         return strictjson.decode(raw, type)  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
         raise _fault(str(error), path)
+
+
+def _small(raw: Raw | UnsetType, type: Any, path: str) -> Any:
+    """The value of a field, or None where it is absent."""
+    if absent(raw):
+        return None
+    if len(memoryview(raw)) > LARGEST_SMALL:  # type: ignore[arg-type]
+        raise InvalidField(path, f"{path} is too large.")
+    return _decode_part(raw, type, path)
 
 
 def _fault(text: str, within: str) -> InvalidField | UnsupportedParameter:

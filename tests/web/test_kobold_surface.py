@@ -112,7 +112,7 @@ class TestGenerations:
         assert {"x-request-id", "ratelimit", "ratelimit-policy", "server-timing"} <= headers.keys()
         [job] = surface.pipeline.jobs
         assert (job.event.raw_prompt, job.event.key, job.client.address) == ("Once", "KCPP1", "192.0.2.7")
-        assert [span.name for span in surface.tracer.spans] == [f"POST {GENERATE}"]
+        assert [span.name for span in surface.tracer.ended] == [f"POST {GENERATE}"]
 
     def test_each_counts(self, surface: Surface) -> None:
         surface.limiter.admissions = [Admission(False, 0, 30.0)]

@@ -199,6 +199,16 @@ def test_messages_that_are_refused(message: Any, expected: tuple[str, str]) -> N
         ),
         ({"tools": [{"type": "custom"}]}, ("invalid_value", "tools[0].type")),
         ({"tools": [{"type": "function"}]}, ("missing_required_parameter", "tools[0].function")),
+        ({"logit_bias": {str(n): 0 for n in range(9000)}}, ("invalid_value", "logit_bias")),
+        ({"logit_bias": [1]}, ("invalid_type", "logit_bias")),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
+            ("invalid_type", "response_format.json_schema.schema"),
+        ),
+        (
+            {"tools": [CLOCK, {"type": "function", "function": {"name": "f", "parameters": 5}}]},
+            ("invalid_type", "tools[1].function.parameters"),
+        ),
         ({"tools": [WEATHER] * 129}, ("invalid_value", "tools")),
         ({"tool_choice": "required"}, ("invalid_value", "tool_choice")),
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, ("invalid_value", "tool_choice")),
