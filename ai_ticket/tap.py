@@ -39,6 +39,7 @@ from ai_ticket.web.http2 import Http2
 from ai_ticket.web.intake import Intake
 from ai_ticket.web.kobold import KoboldRoutes
 from ai_ticket.web.openai import OpenAIRoutes
+from ai_ticket.web.openapi import openapi_route
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
@@ -176,6 +177,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             *openai.routes(),
             *kobold.routes(),
             *health.routes(),
+            openapi_route(limits, settings.max_batch_events),
             *(metrics_routes if settings.metrics_on_tls else []),
         ]
     )
