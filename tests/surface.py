@@ -29,8 +29,9 @@ from ai_ticket.web.gate import Gate
 from ai_ticket.web.intake import Intake
 from ai_ticket.web.kobold import KoboldRoutes
 from ai_ticket.web.openai import OpenAIRoutes
+from ai_ticket.web.openapi import openapi_route
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
-from ai_ticket.web.site import Site
+from ai_ticket.web.site import Route, Site
 
 MAX_BODY = 10_000
 
@@ -51,6 +52,7 @@ class Surface:
     recorder: Recorded
     tracer: MemoryTracer
     backends: list[BackendState]
+    routes: list[Route]
     draining: bool = False
     tokenize: Callable[[str], Awaitable[Tokens | None]] = no_tokens
 
@@ -108,14 +110,16 @@ def make_surface() -> Surface:
         protected=True,
     )
     health = HealthRoutes(lambda: backends, lambda: found.draining)
+    routes = [
+        *events.routes(),
+        *openai.routes(),
+        *kobold.routes(),
+        *health.routes(),
+        openapi_route(limits, 20),
+        metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4")),
+    ]
     site = Site(
-        [
-            *events.routes(),
-            *openai.routes(),
-            *kobold.routes(),
-            *health.routes(),
-            metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4")),
-        ],
+        routes,
         clock=clock,
         recorder=recorder,
         tracer=tracer,
@@ -123,5 +127,5 @@ def make_surface() -> Surface:
         hsts_seconds=99,
         cors=Cors(["https://page.test"]),
     )
-    found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, tracer, backends)
+    found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, tracer, backends, routes)
     return found

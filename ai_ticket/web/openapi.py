@@ -73,10 +73,9 @@ def document(limits: EventLimits, max_batch_events: int) -> Json:
 
 
 def _events(max_batch_events: int) -> Json:
+    item = {"anyOf": [_ref("Event"), {"description": "What is no event fails alone."}]}
     batch = {
-        "application/json": {
-            "schema": {"type": "array", "maxItems": max_batch_events, "items": _ref("Event")},
-        },
+        "application/json": {"schema": {"type": "array", "maxItems": max_batch_events, "items": item}},
         "application/x-ndjson": {"schema": {"type": "string", "description": "An event on each line."}},
     }
     results = {
@@ -88,7 +87,7 @@ def _events(max_batch_events: int) -> Json:
             "events",
             "One event in, one completion out",
             _body("Event"),
-            _json("Answer") | _stream("`data:` events with a `delta` each; the last is `done`."),
+            _json("Answer") | _stream("Some text each, then the end or an error.", "Piece", "End", EVENT),
             _failures(EVENT, *_GENERATING),
         ),
         "/events": _post(
@@ -103,7 +102,7 @@ def _events(max_batch_events: int) -> Json:
 
 def _openai() -> Json:
     failures = _failures(OPENAI, *(status for status in _GENERATING if status != 422))
-    chunks = _stream("OpenAI's chunks, then `[DONE]`.")
+    chunks = _stream("One of OpenAI's chunks each, then `[DONE]` or an error.")
     return {
         "/v1/chat/completions": _post(
             "openai", "The next message of a conversation", _body("ChatFields"), _json("Chat") | chunks, failures
@@ -144,7 +143,7 @@ def _kobold() -> Json:
             "kobold",
             "What follows a prompt, in pieces",
             _body("GenerateFields"),
-            _stream("`message` events with a `token` each; the last has a `finish_reason`."),
+            _stream("Some text each, the last with a reason to finish; or an error.", "KoboldPiece", KOBOLD),
             failures,
         ),
         "/api/extra/generate/check": {
@@ -219,8 +218,21 @@ def _json(schema: str) -> Json:
     return {"application/json": {"schema": _ref(schema)}}
 
 
-def _stream(description: str) -> Json:
-    return {"text/event-stream": {"schema": {"type": "string", "description": description}}}
+def _stream(description: str, *data: str) -> Json:
+    """Server-sent events, of which OpenAPI 3.1 describes each one.
+
+    @param data: what may be in them, where that is JSON.
+    """
+    content: Json = {"type": "string"}
+    if data:
+        content |= {"contentMediaType": "application/json", "contentSchema": {"anyOf": [_ref(name) for name in data]}}
+    event = {
+        "type": "object",
+        "description": description,
+        "properties": {"event": {"enum": ["message", "error"]}, "data": content},
+        "required": ["data"],
+    }
+    return {"text/event-stream": {"schema": event}}
 
 
 def _ref(schema: str) -> Json:

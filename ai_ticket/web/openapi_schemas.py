@@ -37,7 +37,7 @@ def _requests(limits: EventLimits) -> Json:
         "max_tokens": tokens,
         "stop": stop,
         "n": _nullable({"const": 1}),
-        "logit_bias": _nullable({"type": "object", "additionalProperties": {"type": "number"}}),
+        "logit_bias": _nullable(_bias({"type": "number", "minimum": -100, "maximum": 100})),
     }
     choice = {"enum": ["none", "auto", "required"]}
     named = _object(type={"const": "function"}, function=_object(name=_WORD))
@@ -56,6 +56,8 @@ def _requests(limits: EventLimits) -> Json:
     }
     nothing = _nullable(_list(_TEXT, maxItems=0))
     found["GenerateFields"]["properties"] |= {
+        "prompt": _WORD,
+        "logit_bias": _nullable(_bias({"type": "number"})),
         "max_length": tokens,
         "n": _nullable({"const": 1}),
         "images": nothing,
@@ -116,11 +118,15 @@ def _events(limits: EventLimits) -> Json:
                 "content": content,
                 "parameters": _nullable({"type": "object", "properties": options, "additionalProperties": False}),
                 "stream": _nullable(_BOOLEAN),
-                "metadata": _nullable({"type": "object", "additionalProperties": _TEXT, "maxProperties": 16}),
+                "metadata": _nullable(
+                    {"type": "object", "additionalProperties": {"type": ["string", "null"]}, "maxProperties": 16}
+                ),
             },
         },
         "Usage": _object(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT),
         "Answer": answer,
+        "Piece": _object(delta=_TEXT, done={"const": False}),
+        "End": _object(delta={"const": ""}, done={"const": True}, **_without(answer, "completion", "metadata")),
         "Error": error,
         "Result": {"allOf": [place, {"anyOf": [_ref("Answer"), _ref("Error")]}]},
     }
@@ -162,6 +168,7 @@ def _kobold() -> Json:
     counts = dict.fromkeys(("last_token_count", "last_input_count", "total_gens", "queue"), _COUNT)
     return {
         "KoboldResults": _object(results=_list(result, minItems=1, maxItems=1)),
+        "KoboldPiece": _object(token=_TEXT, finish_reason={"enum": [None, "stop", "length"]}),
         "KoboldTexts": _object(results=_list(_object(text=_TEXT), minItems=1, maxItems=1)),
         "KoboldAborted": _object(success=word, done=word),
         "KoboldTokens": _object(value=_COUNT, ids=_list(_COUNT), prompt=_TEXT),
@@ -184,9 +191,19 @@ def _service() -> Json:
     return {"HealthReport": report, "HealthStatus": _object(status=_TEXT)}
 
 
+def _bias(number: Json) -> Json:
+    """Of tokens, by their numbers."""
+    return {"type": "object", "propertyNames": {"pattern": "^[0-9]{1,10}$"}, "additionalProperties": number}
+
+
 def _object(**properties: Json) -> Json:
     """An object that has all of these fields."""
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _without(schema: Json, *names: str) -> Json:
+    """The fields of an object but for these."""
+    return {name: field for name, field in schema["properties"].items() if name not in names}
 
 
 def _list(items: Json, **more: int) -> Json:
