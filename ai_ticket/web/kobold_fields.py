@@ -25,7 +25,7 @@ class Samplers(Struct, kw_only=True):
     top_a: Amount | None = None
     nsigma: Number | None = None
     rep_pen: Annotated[float, Meta(ge=0, le=100)] | None = None
-    rep_pen_range: Count | None = None
+    rep_pen_range: Annotated[int, Meta(ge=-1, le=10_000_000)] | None = None
     rep_pen_slope: Amount | None = None
     sampler_order: Annotated[list[Annotated[int, Meta(ge=0, le=15)]], Meta(max_length=16)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
@@ -79,9 +79,20 @@ class GenerateFields(Samplers, kw_only=True):
     n: int | None = None
     use_default_badwordsids: bool | None = None
 
-    logprobs: bool | None = None
+    logprobs: bool | int | None = None
     images: Raw | UnsetType = UNSET
     audio: Raw | UnsetType = UNSET
+
+
+class TavernFields(GenerateFields, kw_only=True):
+    """`POST /v1/completions` as SillyTavern sends it to a KoboldCPP: every field by the names of five servers."""
+
+    api_type: Raw | UnsetType = UNSET
+    max_tokens: int | None = None
+    seed: Annotated[int, Meta(ge=-1, le=LARGEST_SEED)] | None = None
+    stop: str | Texts | None = None
+    stream: bool | None = None
+    banned_strings: Texts | None = None
 
 
 class KeyFields(Struct):

@@ -4,17 +4,19 @@ import re
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from ai_ticket import strictjson
 from ai_ticket.content import absent
 from ai_ticket.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
-from ai_ticket.event import LARGEST_TOP_K, Event, EventLimits, Parameters
+from ai_ticket.event import LARGEST_TOP_K, Chunks, Event, EventLimits, Parameters
 from ai_ticket.strictjson import JSONError
-from ai_ticket.web.kobold_fields import GenerateFields, Samplers
+from ai_ticket.web.kobold_fields import GenerateFields, Samplers, TavernFields
 
 T = TypeVar("T")
 
 _TOKEN = re.compile(r"\d{1,10}")
+_TAVERN = re.compile(rb'"api_type"\s*:\s*"koboldcpp"')
 
 
 def read_generate(body: bytes, limits: EventLimits, *, stream: bool) -> Event:
@@ -22,7 +24,31 @@ def read_generate(body: bytes, limits: EventLimits, *, stream: bool) -> Event:
 
     @raise DomainError: `InvalidRequest`, `InvalidParameter` or `UnsupportedParameter`.
     """
-    asked = read(body, GenerateFields)
+    return _event(read(body, GenerateFields), limits, stream=stream)
+
+
+def is_tavern(body: bytes) -> bool:
+    """Whether this is SillyTavern, which takes us for a KoboldCPP and speaks to its `/v1/completions`.
+
+    It tells us so in a field of its own.
+    """
+    return _TAVERN.search(body) is not None
+
+
+def read_tavern(body: bytes, limits: EventLimits, chunks: Chunks) -> Event:
+    """What such a request asks for; as `read_generate`. Its answer has OpenAI's form.
+
+    @param chunks: what those of a stream have in common.
+    """
+    asked = read(body, TavernFields)
+    asked.max_length = asked.max_length if asked.max_tokens is None else asked.max_tokens
+    asked.sampler_seed = asked.sampler_seed if asked.seed is None else asked.seed
+    asked.stop_sequence = asked.stop_sequence if asked.stop is None else asked.stop
+    asked.banned_tokens = asked.banned_tokens or asked.banned_strings
+    return replace(_event(asked, limits, stream=bool(asked.stream)), chunks=chunks)
+
+
+def _event(asked: GenerateFields, limits: EventLimits, *, stream: bool) -> Event:
     prompt = (asked.memory or "") + asked.prompt
     if not prompt:
         raise InvalidParameter("prompt: there must be one")

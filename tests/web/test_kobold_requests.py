@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ai_ticket.errors import DomainError, InvalidParameter, InvalidRequest, UnsupportedParameter
-from ai_ticket.event import Event, EventLimits
-from ai_ticket.web.kobold_requests import read_generate
+from ai_ticket.event import Chunks, Event, EventLimits
+from ai_ticket.web.kobold_requests import is_tavern, read_generate, read_tavern
 
 LIMITS = EventLimits(100, 50)
 
@@ -79,6 +79,64 @@ TAVERN = {
 }
 """As SillyTavern does."""
 
+TAVERN_TEXT = {
+    "prompt": "Once",
+    "max_new_tokens": 80,
+    "max_tokens": 80,
+    "temperature": 1,
+    "top_p": 1,
+    "typical_p": 1,
+    "typical": 1,
+    "sampler_seed": -1,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+    "rep_pen": 1.1,
+    "rep_pen_range": -1,
+    "rep_pen_slope": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "top_k": 0,
+    "skew": 0,
+    "min_tokens": 0,
+    "add_bos_token": True,
+    "dynatemp_range": 0,
+    "dynatemp_exponent": 1,
+    "smoothing_factor": 0,
+    "smoothing_curve": 1,
+    "dry_allowed_length": 2,
+    "dry_multiplier": 0,
+    "dry_base": 1.75,
+    "dry_sequence_breakers": ["\n", ":"],
+    "dry_penalty_last_n": 0,
+    "stopping_strings": ["\nAnne:"],
+    "stop": ["\nAnne:"],
+    "truncation_length": 8192,
+    "ban_eos_token": False,
+    "skip_special_tokens": True,
+    "top_a": 0,
+    "tfs": 1,
+    "mirostat_mode": 0,
+    "mirostat_tau": 5,
+    "mirostat_eta": 0.1,
+    "mirostat": 0,
+    "custom_token_bans": "",
+    "banned_strings": ["suddenly"],
+    "api_type": "koboldcpp",
+    "api_server": "https://model.test/v1",
+    "sampler_order": [6, 0, 1, 3, 4, 2, 5],
+    "xtc_threshold": 0.1,
+    "xtc_probability": 0,
+    "nsigma": 0,
+    "guidance_scale": 1,
+    "negative_prompt": "",
+    "repeat_penalty": 1.1,
+    "n_predict": 80,
+    "num_ctx": 8192,
+    "trim_stop": True,
+    "stream": True,
+}
+"""As SillyTavern sends it to the `/v1/completions` of what it takes for a KoboldCPP."""
+
 
 def read(**fields: Any) -> Event:
     return read_generate(json.dumps({"prompt": "Once"} | fields).encode(), LIMITS, stream=False)
@@ -121,6 +179,26 @@ def test_tavern() -> None:
     assert (event.parameters.seed, event.parameters.top_k, event.parameters.top_p) == (None, 0, 1.0)
     assert {"use_story", "max_context_length", "quiet"}.isdisjoint(event.extra)
     assert event.extra["mirostat_tau"] == "5.0"
+
+
+def test_tavern_at_openais_surface() -> None:
+    body = json.dumps(TAVERN_TEXT).encode()
+    assert is_tavern(body)
+    event = read_tavern(body, LIMITS, Chunks("cmpl-1", 5))
+    assert (event.raw_prompt, event.stream, event.chunks, event.key) == ("Once", True, Chunks("cmpl-1", 5), "")
+    parameters = event.parameters
+    assert (parameters.max_tokens, parameters.stop, parameters.seed) == (80, ["\nAnne:"], None)
+    assert (event.extra["banned_tokens"], event.extra["rep_pen_range"]) == ('["suddenly"]', "-1")
+    with pytest.raises(InvalidParameter):
+        read_tavern(json.dumps(TAVERN_TEXT | {"max_tokens": 101}).encode(), LIMITS, Chunks("cmpl-1", 5))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": "Once"}, {"prompt": '"api_type": "koboldcpp"'}, {"prompt": "Once", "api_type": "ooba"}],
+)
+def test_others_are_read_as_openais(fields: dict[str, Any]) -> None:
+    assert not is_tavern(json.dumps(fields).encode())
 
 
 def test_next_to_nothing() -> None:

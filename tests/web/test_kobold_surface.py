@@ -114,6 +114,20 @@ class TestGenerations:
         assert (job.event.raw_prompt, job.event.key, job.client.address) == ("Once", "KCPP1", "192.0.2.7")
         assert [span.name for span in surface.tracer.ended] == [f"POST {GENERATE}"]
 
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_tavern_at_openais_surface(self, surface: Surface, stream: bool) -> None:
+        """It has the answer that it knows, and can be aborted as it does it."""
+        body = {"prompt": "Once", "api_type": "koboldcpp", "skew": 0, "rep_pen": 1.1, "stream": stream}
+        under_way = Stream(surface, http2=False, path="/v1/completions", body=json.dumps(body).encode())
+        under_way.sink.write("upon") if not stream else under_way.sink.relay(b"data: {}\n\n")
+        assert abort(surface) == ("true", "true")
+        assert under_way.cancelled == [True]
+        if stream:
+            assert under_way.body == "data: {}\n\ndata: [DONE]\n\n"
+        else:
+            [choice] = json.loads(under_way.body)["choices"]
+            assert (choice["text"], choice["finish_reason"]) == ("upon", "length")
+
     def test_each_counts(self, surface: Surface) -> None:
         surface.limiter.admissions = [Admission(False, 0, 30.0)]
         status, headers, answer = ask(surface, "POST", GENERATE, ONCE)

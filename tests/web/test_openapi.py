@@ -95,6 +95,7 @@ def test_it_is_true(tmp_path: Path) -> None:
                     "--warnings=off",
                     "--no-color",
                 ],
+                check=False,
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
