@@ -262,3 +262,6 @@ class Recorder(Protocol):
 
     def rate_limited(self, reason: str) -> None:
         """A request was refused: its client's `quota` is used up, or its address sent too many an `invalid_token`."""
+
+    def tls_handshake_failed(self, reason: str) -> None:
+        """A connection ended before TLS was up: by a `protocol` error, a `timeout`, or because the peer `closed` it."""

@@ -54,6 +54,8 @@ class Surface:
     backends: list[BackendState]
     routes: list[Route]
     draining: bool = False
+    short_of_memory: bool = False
+    overload: str | None = None
     tokenize: Callable[[str], Awaitable[Tokens | None]] = no_tokens
 
     def connect(self, *, secure: bool = False) -> tuple[Connection, MemoryTransport]:
@@ -61,6 +63,10 @@ class Surface:
 
     def connect2(self) -> Http2Client:
         return Http2Client(self.connections, self.site)
+
+    def connect_http2(self) -> tuple[Connection, MemoryTransport]:
+        """A new HTTP/2 connection, of which nothing is known but that."""
+        return connect(self.connections, self.site, secure=True, protocol=b"h2")
 
     def http1(self, data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         """What comes back for these bytes on a new connection."""
@@ -87,6 +93,7 @@ def make_surface() -> Surface:
         clock=clock,
         recorder=recorder,
         draining=lambda: found.draining,
+        short_of_memory=lambda: found.short_of_memory,
     )
     generations = Generations(pipeline, clock, lambda: load)
     intake = Intake(
@@ -109,7 +116,7 @@ def make_surface() -> Surface:
         tokenize=lambda text: found.tokenize(text),
         protected=True,
     )
-    health = HealthRoutes(lambda: backends, lambda: found.draining)
+    health = HealthRoutes(lambda: backends, lambda: found.draining, lambda: found.overload)
     routes = [
         *events.routes(),
         *openai.routes(),

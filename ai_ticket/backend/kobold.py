@@ -7,7 +7,6 @@ from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.web.iweb import IResponse
 
 from ai_ticket.backend.attempt import Attempt
 from ai_ticket.backend.body import Body
@@ -15,6 +14,7 @@ from ai_ticket.backend.context import fit
 from ai_ticket.backend.dialect import ENDPOINTS, Endpoint
 from ai_ticket.backend.figures import put_right
 from ai_ticket.backend.generation import Generation
+from ai_ticket.backend.http1_connection import Response
 from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, short_model_name
 from ai_ticket.backend.relay import Relay
 from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
@@ -188,7 +188,7 @@ class KoboldBackend:
                 endpoint.path, payload, first_token, generation.was_sent, attempt.span.headers()
             )
             left = first_token - (self._clock.seconds() - begun)
-            if endpoint.streams and _media_type(response) == "text/event-stream":
+            if endpoint.streams and response.media_type == "text/event-stream":
                 await self._read_stream(response, endpoint, generation, left, attempt)
             else:
                 await self._read_whole(response, endpoint, generation, left)
@@ -236,7 +236,7 @@ class KoboldBackend:
 
     async def _read_stream(
         self,
-        response: IResponse,
+        response: Response,
         endpoint: Endpoint,
         generation: Generation,
         first_token: float,
@@ -269,9 +269,7 @@ class KoboldBackend:
         if generation.finish_reason is None:
             raise ApiResponseStructureError("the stream ended without its end")
 
-    async def _read_whole(
-        self, response: IResponse, endpoint: Endpoint, generation: Generation, timeout: float
-    ) -> None:
+    async def _read_whole(self, response: Response, endpoint: Endpoint, generation: Generation, timeout: float) -> None:
         """An answer in one piece: from the endpoint that has no stream, or a server that ignores our asking for one."""
         body = await self._server.read(response, timeout, LARGEST_BODY)
         if endpoint.streams:
@@ -300,13 +298,8 @@ class KoboldBackend:
         return completion
 
 
-def _media_type(response: IResponse) -> str:
-    values = response.headers.getRawHeaders("content-type", [""])
-    return str(values[0]).partition(";")[0].strip().lower()
-
-
-def _not_a_stream(response: IResponse, body: bytes) -> DomainError:
+def _not_a_stream(response: Response, body: bytes) -> DomainError:
     """What it means that an answer to a request for a stream is none: KoboldCPP says `null` to what it can't read."""
-    if _media_type(response) != "application/json":
-        return ApiResponseFormatError(f"the answer is {_media_type(response) or 'of no type'}, not a stream of events")
+    if response.media_type != "application/json":
+        return ApiResponseFormatError(f"the answer is {response.media_type or 'of no type'}, not a stream of events")
     return ApiResponseStructureError("the answer is JSON but not a stream" if body.strip() else "an empty reply")

@@ -20,6 +20,7 @@ STATUSES = {
     "length_required": 411,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
+    "expectation_failed": 417,
     "prompt_extraction_failed": 422,
     "context_length_exceeded": 422,
     "rate_limited": 429,
@@ -82,6 +83,13 @@ class UnsupportedMediaType(DomainError):
 
     code = "unsupported_media_type"
     default_message = "The Content-Type must be application/json."
+
+
+class ExpectationFailed(DomainError):
+    """The caller expects something other than to be told to send the body (RFC 9110, 10.1.1)."""
+
+    code = "expectation_failed"
+    default_message = "Nothing but 100-continue may be expected."
 
 
 class Quota(Struct, frozen=True):

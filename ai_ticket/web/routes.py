@@ -131,9 +131,16 @@ def _accepts_lines(request: Request) -> bool:
 class HealthRoutes:
     """`/health`, `/health/live`, `/health/ready`: from memory, for anyone."""
 
-    def __init__(self, backends: Callable[[], list[BackendState]], draining: Callable[[], bool]):
+    def __init__(
+        self,
+        backends: Callable[[], list[BackendState]],
+        draining: Callable[[], bool],
+        overload: Callable[[], str | None],
+    ):
+        """@param overload: why no events should be sent here for the moment, in a word; None: they may be."""
         self._backends = backends
         self._draining = draining
+        self._overload = overload
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -146,7 +153,7 @@ class HealthRoutes:
     async def get_health(self, request: Request) -> Response:
         """How the service and its backends are."""
         states = self._backends()
-        status = "healthy" if all(state.up for state in states) else "degraded"
+        status = "healthy" if all(state.up for state in states) and self._overload() is None else "degraded"
         report = {
             "status": "draining" if self._draining() else status,
             "shutdown_initiated": self._draining(),
@@ -164,6 +171,9 @@ class HealthRoutes:
             return json_response({"status": "draining"}, 503)
         if not any(state.up for state in self._backends()):
             return json_response({"status": "no usable backend"}, 503)
+        overload = self._overload()
+        if overload is not None:
+            return json_response({"status": "overloaded", "reason": overload}, 503)
         return json_response({"status": "ready"})
 
 

@@ -15,7 +15,7 @@ from ai_ticket.interfaces import Recorder
 from ai_ticket.spans import Span, Tracer
 from ai_ticket.web.cors import Cors
 from ai_ticket.web.error_forms import error_response
-from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body
+from ai_ticket.web.faults import ExpectationFailed, MethodNotAllowed, NotFound, error_body
 from ai_ticket.web.request import HeaderList, Request, Response
 from ai_ticket.web.streaming import Streamed
 
@@ -122,10 +122,9 @@ class Site:
 
     def received(self, request: Request) -> None:
         """Answer a request whose head is complete."""
-        given = request.headers.get(b"x-request-id", b"")
-        request.id = given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
-        common = self._secure_headers if request.secure else self._headers
-        request.common_headers = [(b"x-request-id", request.id.encode()), *common, *self._cors.headers(request)]
+        request.id = self._request_id(request.headers)
+        request.common_headers = self._common_headers(request.id, request.secure)
+        request.common_headers += self._cors.headers(request)
         self._in_flight[request] = None
         self._recorder.request_started()
         answering = Deferred.fromCoroutine(self._answer(request))
@@ -134,17 +133,26 @@ class Site:
             request.when_lost(answering.cancel)
         answering.addErrback(self._failed, request)
 
-    def refuse(self, status: int) -> tuple[HeaderList, bytes]:
-        """Headers and body of the answer to what could not be read as a request."""
-        request_id = self._new_request_id()
+    def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
+        """Headers and body of the answer to what could not be read as a request; `given` are those that could."""
+        request_id = self._request_id(given)
         error = InvalidRequest(
             "the head is too large" if status == 431 else None, message="This is not a well-formed HTTP request."
         )
         self._recorder.request_started()
         self._recorder.request_finished(UNMATCHED, "other", status, 0.0)
         self._log.info("malformed request", status=status, request_id=request_id)
-        headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *self._headers]
+        headers = [(b"content-type", b"application/json"), *self._common_headers(request_id, secure)]
         return headers, error_body(error, request_id)
+
+    def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        """The caller's own, if it may be one: a token sent as that too, by mistake, would be in every log."""
+        given = headers.get(b"x-request-id", b"")
+        tokens = (headers.get(b"x-api-key"), *headers.get(b"authorization", b"").split())
+        return given.decode() if _REQUEST_ID.fullmatch(given) and given not in tokens else self._new_request_id()
+
+    def _common_headers(self, request_id: str, secure: bool) -> HeaderList:
+        return [(b"x-request-id", request_id.encode()), *(self._secure_headers if secure else self._headers)]
 
     async def _answer(self, request: Request) -> None:
         route = self._routes.get(request.path) or self._open_route(request.path)
@@ -155,6 +163,8 @@ class Site:
         try:
             if route is None:
                 raise NotFound
+            if request.headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+                raise ExpectationFailed
             response = self._cors.preflight(request, route.allowed)
             if response is None:
                 response = await route.handler(request.method)(request)
