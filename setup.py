@@ -76,6 +76,7 @@ setup(
             "hypothesis>=6.170",
             "mypy>=2.4",
             "mypy-zope>=1.0.17",
+            "openai>=3.54",
             "opentelemetry-sdk>=1.45",
             "promql-parser>=0.12",
             "pytest>=9.2",

@@ -183,11 +183,15 @@ def read_file(path: str) -> str:
 
     @raise OSError: it can't be read, or is not a regular file. @raise ValueError: it is too large or not UTF-8.
     """
-    with open(path, encoding="utf-8-sig", opener=_open_regular) as file:
+    with open(path, encoding="utf-8-sig", opener=open_regular) as file:
         return _text(file)
 
 
-def _open_regular(path: str, flags: int) -> int:
+def open_regular(path: str, flags: int) -> int:
+    """An opener for `open` that waits for nobody.
+
+    @raise OSError: it can't be opened, or is not a regular file.
+    """
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     # The null device is how to say that there is to be nothing.

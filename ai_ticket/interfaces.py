@@ -48,7 +48,10 @@ class Limiter(Protocol):
 
 
 class BackendState(Struct, frozen=True):
-    """What was last learnt of a model server, without asking it. `error` says why it can't be used, where it can't."""
+    """What was last learnt of a model server, without asking it. `error` says why it can't be used, where it can't.
+
+    `tools`: whether its model can be offered any; None where the server does not tell.
+    """
 
     name: str
     up: bool
@@ -57,14 +60,21 @@ class BackendState(Struct, frozen=True):
     version: str | None = None
     model: str | None = None
     context_length: int | None = None
+    tools: bool | None = None
     error: str | None = None
 
 
 class Sink(Protocol):
-    """Takes an answer's text as it comes, and may ask for it to come slower."""
+    """Takes an answer as it comes, and may ask for it to come slower.
+
+    It comes as text, or where the event asks for them as OpenAI's chunks; then the `Completion` has none of it.
+    """
 
     def write(self, text: str) -> None:
         """Some text has come; never empty."""
+
+    def relay(self, chunks: bytes) -> None:
+        """Some chunks have come, each a whole server-sent event. The `[DONE]` at the end is not among them."""
 
     def attach(self, producer: IPushProducer) -> None:
         """From here the text comes: pausing it slows the model server's stream down."""
@@ -202,3 +212,6 @@ class Recorder(Protocol):
 
     def rate_limited(self, reason: str) -> None:
         """A request was refused: its client's `quota` is used up, or its address sent too many an `invalid_token`."""
+
+    def tls_handshake_failed(self, reason: str) -> None:
+        """A connection ended before TLS was up: by a `protocol` error, a `timeout`, or because the peer `closed` it."""

@@ -24,13 +24,17 @@ PassedSockets = Callable[[set[str]], dict[str, list[socket.socket]]]
 
 
 class Endpoint(Struct, frozen=True):
-    """What to listen for. An empty host means all addresses, IPv6 and IPv4; no port: only if a socket is passed."""
+    """What to listen for. An empty host means all addresses, IPv6 and IPv4; no port: only if a socket is passed.
+
+    `always`: it is for the operator, who must get in also when callers are not let in (see `Listeners.accept`).
+    """
 
     name: str
     variable: str
     host: str
     port: int | None
     factory: IProtocolFactory
+    always: bool = False
 
 
 class CannotStart(SystemExit, Exception):
@@ -60,6 +64,8 @@ class Listeners:
         self._passed_sockets = passed_sockets
         self._bound: list[IListeningPort] = []
         self._adopted: list[IListeningPort] = []
+        self._for_callers: list[Any] = []
+        self._accepting = True
 
     def open(self) -> None:
         """Listen.
@@ -77,11 +83,22 @@ class Listeners:
             elif endpoint.port is not None:
                 self._bind(endpoint, endpoint.port)
 
+    def accept(self, accept: bool) -> None:
+        """Whether callers are let in, or wait in the kernel; let in they are at first."""
+        if accept != self._accepting:
+            self._accepting = accept
+            for port in self._for_callers:
+                if accept:
+                    port.startReading()
+                else:
+                    port.stopReading()
+
     async def close(self) -> None:
         """Take those whom the kernel has let in already, and listen no more.
 
         A socket that was passed stays open where it comes from: who waits there is the next process's.
         """
+        self._for_callers.clear()
         await self._stop(self._adopted)
         ignored = [_let_nobody_in(port) for port in self._bound]
         if any(ignored):
@@ -92,6 +109,7 @@ class Listeners:
 
     async def close_at_once(self) -> None:
         """Listen no more, whoever waits."""
+        self._for_callers.clear()
         await self._stop(self._adopted)
         await self._stop(self._bound)
 
@@ -126,6 +144,8 @@ class Listeners:
                 return
 
     def _listening(self, endpoint: Endpoint, port: IListeningPort, origin: str) -> None:
+        if not endpoint.always:
+            self._for_callers.append(port)
         address: Any = port.getHost()
         self._log.info(
             "listening for {endpoint} on {host} port {port}",

@@ -11,7 +11,7 @@ from ai_ticket.environment import ConfigurationError, Loaded, load_again, overri
 from ai_ticket.settings import variables
 from ai_ticket.telemetry.logs import LEVELS
 from ai_ticket.web.auth import InThread, TokenFile
-from ai_ticket.web.tls import CertificateError, TlsConnections, certificate_warnings, server_context
+from ai_ticket.web.tls import CertificateError, Profile, TlsConnections, certificate_warnings, server_context
 
 
 class LiveSettings:
@@ -94,11 +94,13 @@ class Reloadable:
         tls: TlsConnections,
         certificate_file: str,
         key_file: str,
+        tls_profile: Profile,
     ):
         self.token_file = token_file
         self._settings = settings
         self._tls = tls
         self._certificate_files = certificate_file, key_file
+        self._tls_profile = tls_profile
         self._one_at_a_time = DeferredLock()
 
     async def reload(self, in_thread: InThread) -> None:
@@ -115,7 +117,7 @@ class Reloadable:
 
     async def _reload_certificate(self, in_thread: InThread) -> None:
         try:
-            self._tls.context = await in_thread(lambda: server_context(*self._certificate_files))
+            self._tls.context = await in_thread(lambda: server_context(*self._certificate_files, self._tls_profile))
         except CertificateError as error:
             self._log.error("the certificate read last stays in force: {reason}", reason=str(error))
         else:

@@ -33,10 +33,21 @@ class Settings(Struct, frozen=True, kw_only=True):
     http_port: Annotated[Port | None, _help("port of a plain HTTP endpoint for use behind a proxy; unset: none")] = None
     tls_cert_file: Annotated[Text, _help("certificate chain of the HTTPS endpoint, PEM")] = "ops/certs/server.crt"
     tls_key_file: Annotated[Text, _help("private key of the certificate, PEM")] = "ops/certs/server.key"
+    tls_profile: Annotated[
+        Literal["intermediate", "modern"],
+        _help("profile of Mozilla's that TLS follows; modern: TLS 1.3 alone"),
+    ] = "intermediate"
     hsts_seconds: Annotated[
         int, Meta(ge=0, le=63_072_000), _help("max-age of Strict-Transport-Security on HTTPS answers; 0: not sent")
     ] = 0
     max_connections: Annotated[Count, _help("open connections from callers, the exporter's not counted")] = 10_000
+    max_connections_per_client: Annotated[
+        Count, _help("open connections from one IP address (IPv6: its /64); of no effect with TRUST_PROXY_COUNT")
+    ] = 1000
+    memory_limit_mb: Annotated[
+        Annotated[int, Meta(ge=0, le=16_777_216)] | None,
+        _help("memory in MiB close to which less is taken on; 0: no limit; unset: the control group's, if it has one"),
+    ] = None
     header_timeout_seconds: Annotated[Seconds, _help("time for a whole request head")] = 10.0
     body_timeout_seconds: Annotated[Seconds, _help("time for a whole request body")] = 30.0
     keepalive_timeout_seconds: Annotated[Seconds, _help("time that an idle connection is kept")] = 75.0
@@ -216,7 +227,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 NOT_YET_IN_FORCE = frozenset(
     """
-    CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB WORKERS
+    CORS_ALLOW_ORIGINS WORKERS
     """.split()
 )
 """Variables of the contract whose feature comes later: known, answered with a warning, without effect."""

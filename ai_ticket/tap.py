@@ -14,18 +14,26 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.usage import Options as UsageOptions
 
 from ai_ticket import preflight, twistd
-from ai_ticket.assembly import forgetting, make_limiter, make_pipeline, make_pool
+from ai_ticket.assembly import (
+    forgetting,
+    make_limiter,
+    make_memory_watch,
+    make_pipeline,
+    make_pool,
+)
 from ai_ticket.drain import Drain
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
 from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.listening import Endpoint, Listeners
+from ai_ticket.memory import memory_limit
+from ai_ticket.overload import LoopWatch
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
 from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.logs_output import Stream
-from ai_ticket.telemetry.metrics import Metrics
+from ai_ticket.telemetry.metrics import Metrics, Scrapes
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.telemetry.tracing_setup import make_tracing
 from ai_ticket.tokens import parse_token_list
@@ -34,6 +42,8 @@ from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
+from ai_ticket.web.intake import Intake
+from ai_ticket.web.openai import OpenAIRoutes
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
@@ -115,9 +125,23 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         keepalive=settings.keepalive_timeout_seconds,
         idle=settings.koboldcpp_idle_timeout_seconds,
     )
-    callers = Connections(reactor, limit=settings.max_connections, timeouts=timeouts, http1=Http1, http2=Http2)
-    scrapers = Connections(reactor, limit=MAX_EXPORTER_CONNECTIONS, timeouts=timeouts, http1=Http1, http2=Http2)
-    metrics_routes = [metrics_route(metrics.render)]
+
+    def make_connections(limit: int, per_client: int | None) -> Connections:
+        return Connections(
+            reactor,
+            limit=limit,
+            per_client=per_client,
+            timeouts=timeouts,
+            recorder=metrics,
+            http1=Http1,
+            http2=Http2,
+        )
+
+    # Behind proxies, all callers come from the same few addresses.
+    per_client = None if settings.trust_proxy_count else settings.max_connections_per_client
+    callers = make_connections(settings.max_connections, per_client)
+    scrapers = make_connections(MAX_EXPORTER_CONNECTIONS, None)
+    metrics_routes = [metrics_route(Scrapes(metrics.render, reactor).get)]
     pipeline = make_pipeline(settings, reactor, pool, registry)
     limiter, limiting = make_limiter(settings, reactor, metrics)
     gate = Gate(
@@ -126,17 +150,27 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         clock=reactor,
         recorder=metrics,
         draining=lambda: drain.refusing,
+        short_of_memory=lambda: memory.refusing,
     )
-    events = EventRoutes(
+    intake = Intake(
         gate=gate,
         pipeline=pipeline,
         clock=reactor,
-        limits=EventLimits(settings.max_tokens_limit, settings.default_max_tokens),
-        bodies=BodyLimits(settings.max_body_bytes, settings.max_batch_body_bytes, settings.max_batch_events),
+        max_body=settings.max_body_bytes,
         request_timeout=settings.request_timeout_seconds,
         sampling=logs.payloads.sampling,
     )
-    health = HealthRoutes(lambda: pool.states, draining=lambda: drain.announced)
+    limits = EventLimits(settings.max_tokens_limit, settings.default_max_tokens)
+    events = EventRoutes(
+        intake, limits=limits, bodies=BodyLimits(settings.max_batch_body_bytes, settings.max_batch_events)
+    )
+    openai = OpenAIRoutes(intake, limits=limits, clock=reactor, backends=lambda: pool.states)
+    loop = LoopWatch(reactor, metrics.reactor_lag)
+    health = HealthRoutes(
+        lambda: pool.states,
+        draining=lambda: drain.announced,
+        overload=lambda: "memory" if memory.refusing else "lag" if loop.lagging else None,
+    )
 
     def make_site(routes: list[Any]) -> Site:
         return Site(
@@ -148,8 +182,10 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             hsts_seconds=settings.hsts_seconds,
         )
 
-    site = make_site([*events.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])])
-    tls = TlsConnections(server_context(certificate_file, key_file))
+    site = make_site(
+        [*events.routes(), *openai.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])]
+    )
+    tls = TlsConnections(server_context(certificate_file, key_file, settings.tls_profile))
     secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)
     secure.noisy = False
     plain = ConnectionFactory(callers, site, secure=False)
@@ -165,10 +201,12 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
                 settings.otel_prometheus_host,
                 settings.otel_prometheus_port,
                 exporter,
+                always=True,
             ),
         ],
         lambda names: passed_sockets(environment_at_start(), names),
     )
+    memory = make_memory_watch(settings, reactor, metrics, callers, listeners)
     systemd = Systemd(os.environ, reactor)
     drain = Drain(
         reactor,
@@ -189,6 +227,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             "LOG_LEVEL": lambda level: setattr(logs, "level", level),
             "LOG_PAYLOADS": lambda text: setattr(logs.payloads, "a_minute", payloads_a_minute(text)),
             "MAX_CONCURRENCY": pipeline.set_max_concurrency,
+            "MEMORY_LIMIT_MB": lambda megabytes: setattr(memory, "limit", memory_limit(megabytes)),
         },
     )
     service = AITicket(
@@ -205,14 +244,16 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             tls=tls,
             certificate_file=certificate_file,
             key_file=key_file,
+            tls_profile=settings.tls_profile,
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     metrics.watch("server_connections", "Open connections of callers.", lambda: len(callers))
     metrics.watch("server_streams", "Answers in pieces under way.", lambda: site.streams)
     metrics.watch("tls_certificate_expiry_timestamp_seconds", "When the certificate expires.", lambda: tls.expires)
     # They end in this order: callers' quotas after what they ask for, and last tracing, which tells of all.
-    for child in (pipeline, *children, *limiting, forgetting(invalid_tokens, reactor), tracing):
+    for child in (loop, memory, pipeline, *children, *limiting, forgetting(invalid_tokens, reactor), tracing):
         child.setServiceParent(service)
     return service

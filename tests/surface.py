@@ -23,6 +23,8 @@ from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.connections import Connection, Connections
 from ai_ticket.web.gate import Gate
+from ai_ticket.web.intake import Intake
+from ai_ticket.web.openai import OpenAIRoutes
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 
@@ -42,12 +44,18 @@ class Surface:
     tracer: MemoryTracer
     backends: list[BackendState]
     draining: bool = False
+    short_of_memory: bool = False
+    overload: str | None = None
 
     def connect(self, *, secure: bool = False) -> tuple[Connection, MemoryTransport]:
         return connect(self.connections, self.site, secure=secure)
 
     def connect2(self) -> Http2Client:
         return Http2Client(self.connections, self.site)
+
+    def connect_http2(self) -> tuple[Connection, MemoryTransport]:
+        """A new HTTP/2 connection, of which nothing is known but that."""
+        return connect(self.connections, self.site, secure=True, protocol=b"h2")
 
     def http1(self, data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         """What comes back for these bytes on a new connection."""
@@ -73,19 +81,27 @@ def make_surface() -> Surface:
         clock=clock,
         recorder=recorder,
         draining=lambda: found.draining,
+        short_of_memory=lambda: found.short_of_memory,
     )
-    events = EventRoutes(
+    intake = Intake(
         gate=gate,
         pipeline=pipeline,
         clock=clock,
-        limits=EventLimits(4096, 512),
-        bodies=BodyLimits(MAX_BODY, 3 * MAX_BODY, 20),
+        max_body=MAX_BODY,
         request_timeout=120,
         sampling=PayloadSampler(0, clock, lambda: False).sampling,
     )
-    health = HealthRoutes(lambda: backends, lambda: found.draining)
+    limits = EventLimits(4096, 512)
+    events = EventRoutes(intake, limits=limits, bodies=BodyLimits(3 * MAX_BODY, 20))
+    openai = OpenAIRoutes(intake, limits=limits, clock=clock, backends=lambda: backends)
+    health = HealthRoutes(lambda: backends, lambda: found.draining, lambda: found.overload)
     site = Site(
-        [*events.routes(), *health.routes(), metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4"))],
+        [
+            *events.routes(),
+            *openai.routes(),
+            *health.routes(),
+            metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4")),
+        ],
         clock=clock,
         recorder=recorder,
         tracer=tracer,

@@ -22,6 +22,7 @@ from ai_ticket.errors import (
     DeadlineExceeded,
     DomainError,
     NoBackendAvailable,
+    UnsupportedParameter,
 )
 from ai_ticket.event import Completion, Event
 from ai_ticket.interfaces import Backend, BackendState, Sink
@@ -37,7 +38,7 @@ _FAILURES = (
 )
 """What is the backend's fault. A wrong key is, too: it fails whatever is sent there."""
 
-_CURABLE_ELSEWHERE = (ApiAuthenticationError, ApiEndpointMissing)
+_CURABLE_ELSEWHERE = (ApiAuthenticationError, ApiEndpointMissing, UnsupportedParameter)
 """What trying again at the same backend can't help."""
 
 _log = Logger()
@@ -177,7 +178,7 @@ class Pool:
         except DomainError as error:
             error.backend = lease.member.state.name
             verdict = self._verdict(error, deadline)
-            if not isinstance(error, CallerTooSlow | ContextLengthExceeded):
+            if not isinstance(error, CallerTooSlow | ContextLengthExceeded | UnsupportedParameter):
                 lease.member.failed(error, self._clock.seconds())
             raise
         finally:

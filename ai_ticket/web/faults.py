@@ -13,6 +13,7 @@ STATUSES = {
     "invalid_input_format": 400,
     "missing_content_field": 400,
     "invalid_parameter": 400,
+    "unsupported_parameter": 400,
     "unauthorised": 401,
     "not_found": 404,
     "method_not_allowed": 405,

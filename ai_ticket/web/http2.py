@@ -121,6 +121,8 @@ class Http2:
             self._log.info("HTTP/2 protocol error: {error}", error=type(error).__name__, peer=self.connection.peer)
             self._end_connection()
             return
+        except ConnectionFault:
+            raise
         except Exception as error:  # whatever else h2 stumbles over, it can't go on
             self._log.error("HTTP/2 failed: {error}", error=type(error).__name__, peer=self.connection.peer)
             raise ConnectionFault(ErrorCodes.INTERNAL_ERROR)

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
 from h2.settings import SettingCodes, Settings
-from hpack import Decoder, Encoder, HeaderTuple, HPACKDecodingError
+from hpack import Decoder, Encoder, HeaderTuple, HPACKError, OversizedHeaderListError
 
 from ai_ticket.web.heads import MAX_HEAD_BYTES
-from ai_ticket.web.http2_frames import MAX_BLOCK_BYTES, PREFACE
+from ai_ticket.web.http2_frames import MAX_BLOCK_BYTES, PREFACE, ConnectionFault
 
 MAX_CONCURRENT_STREAMS = 100
 MAX_TABLE_BYTES = 4096
@@ -48,11 +49,16 @@ class FieldDecoder(Decoder):
     def decode(self, data: bytes, raw: bool = True) -> Iterable[HeaderTuple]:
         """Read a block.
 
-        @raise HPACKDecodingError: it is malformed, or too large.
+        @raise ConnectionFault: it is malformed, or too large.
         """
         if _RESIZES.match(data):
-            raise HPACKDecodingError("Too many table size updates")
-        self.fields = list(super().decode(data, raw=True))
+            raise ConnectionFault(ErrorCodes.COMPRESSION_ERROR)
+        try:
+            self.fields = list(super().decode(data, raw=True))
+        except OversizedHeaderListError:
+            raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM)
+        except HPACKError:
+            raise ConnectionFault(ErrorCodes.COMPRESSION_ERROR)
         return ()
 
 

@@ -17,7 +17,7 @@ from ai_ticket.web.request import HeaderList, Request
 MAX_PENDING = 65_536
 """Bytes of an answer in pieces that wait for the caller's window before its producer is slowed down."""
 
-IDLE_A_PIECE, BYTES_AN_IDLE = 4, 256
+IDLE_A_PIECE, BYTES_AN_IDLE = 4, 128
 """Frames that only open windows may come in return for a piece of an answer: so many, and one for so many bytes."""
 
 

@@ -13,7 +13,8 @@ from twisted.python.failure import Failure
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
 from ai_ticket.spans import Span, Tracer
-from ai_ticket.web.faults import ExpectationFailed, MethodNotAllowed, NotFound, error_body, error_headers, status_of
+from ai_ticket.web.error_forms import error_response
+from ai_ticket.web.faults import ExpectationFailed, MethodNotAllowed, NotFound, error_body
 from ai_ticket.web.request import HeaderList, Request, Response
 from ai_ticket.web.streaming import Streamed
 
@@ -43,7 +44,10 @@ Handler = Callable[[Request], Awaitable[Response | Streamed]]
 
 
 class Route(Struct, frozen=True):
-    """What a path does, by method. HEAD is answered wherever GET is. What is `traced` has a span for each request."""
+    """What a path does, by method. HEAD is answered wherever GET is. What is `traced` has a span for each request.
+
+    A path that ends with a name in braces stands for all that go on in its place.
+    """
 
     path: str
     handlers: Mapping[str, Handler]
@@ -81,6 +85,7 @@ class Site:
         hsts_seconds: int,
     ):
         self._routes = {route.path: route for route in routes}
+        self._open_routes = [(route.path.partition("{")[0], route) for route in routes if route.path.endswith("}")]
         self._clock = clock
         self._recorder = recorder
         self._tracer = tracer
@@ -144,7 +149,7 @@ class Site:
         return [(b"x-request-id", request_id.encode()), *(self._secure_headers if secure else self._headers)]
 
     async def _answer(self, request: Request) -> None:
-        route = self._routes.get(request.path)
+        route = self._routes.get(request.path) or self._open_route(request.path)
         if route is not None and route.traced:
             request.span = self._begin_span(request, route)
         failed: DomainError | None = None
@@ -171,6 +176,12 @@ class Site:
                 response = error_response(failed or InternalError(), request)
             request.respond(response)
             self._finished(request, route, response.status, None if failed is None else failed.code)
+
+    def _open_route(self, path: str) -> Route | None:
+        for beginning, route in self._open_routes:
+            if path.startswith(beginning) and path != beginning:
+                return route
+        return None
 
     def _begin_span(self, request: Request, route: Route) -> Span:
         span = self._tracer.start(
@@ -255,8 +266,3 @@ def _method(request: Request) -> str:
 def json_response(value: object, status: int = 200) -> Response:
     """An answer of this value as JSON."""
     return Response(status, msgspec.json.encode(value))
-
-
-def error_response(error: DomainError, request: Request) -> Response:
-    """The answer that tells of an error."""
-    return Response(status_of(error), error_body(error, request.id), headers=error_headers(error))

@@ -3,8 +3,9 @@
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.task import Clock
 
-from ai_ticket.telemetry.metrics import Metrics
+from ai_ticket.telemetry.metrics import SCRAPE_SECONDS, Metrics, Scrapes
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -35,6 +36,8 @@ def test_families_with_fixed_labels_are_there_from_the_start() -> None:
     found = samples(Metrics("ns", CollectorRegistry()))
     for reason in ("missing", "invalid"):
         assert found["ns_server_auth_failures_total", (("reason", reason),)] == 0
+    for reason in ("protocol", "timeout", "closed"):
+        assert found["ns_tls_handshake_failures_total", (("reason", reason),)] == 0
     assert any(name == "ns_build_info" for name, _ in found)
     assert not any(name.endswith("_created") for name, _ in found)
 
@@ -72,3 +75,45 @@ def test_values_that_are_read_when_rendered() -> None:
     metrics.watch("server_connections", "Open connections.", lambda: next(values))
     assert samples(metrics)["ns_server_connections", ()] == 3
     assert samples(metrics)["ns_server_connections", ()] == 4
+
+
+def test_handshakes_that_failed_and_the_lag_of_the_event_loop() -> None:
+    metrics = Metrics("ns", CollectorRegistry())
+    metrics.tls_handshake_failed("timeout")
+    for lag in (0.0004, 0.3):
+        metrics.reactor_lag(lag)
+    found = samples(metrics)
+    assert found["ns_tls_handshake_failures_total", (("reason", "timeout"),)] == 1
+    assert found["ns_reactor_lag_seconds_count", ()] == 2
+    assert found["ns_reactor_lag_seconds_bucket", (("le", "0.25"),)] == 1
+
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def test_each_form_is_rendered_once_a_second() -> None:
+    clock = Clock()
+    made: list[str] = []
+
+    def render(accept: str) -> tuple[bytes, str]:
+        made.append(accept)
+        return f"{len(made)}".encode(), "text"
+
+    scrapes = Scrapes(render, clock)
+    for accept in ("", "text/plain", "*/*", "whatever"):
+        assert scrapes.get(accept) == (b"1", "text")
+    assert [scrapes.get(OPENMETRICS + extra) for extra in ("", ";q=1")] == [(b"2", "text")] * 2
+    clock.advance(SCRAPE_SECONDS - 0.001)
+    assert (scrapes.get(""), scrapes.get(OPENMETRICS)) == ((b"1", "text"), (b"2", "text"))
+    clock.advance(0.001)
+    assert (scrapes.get(""), scrapes.get(OPENMETRICS)) == ((b"3", "text"), (b"4", "text"))
+
+
+def test_a_clock_that_is_set_back_holds_nothing_up() -> None:
+    clock = Clock()
+    clock.advance(1000)
+    values = iter([b"old", b"new"])
+    scrapes = Scrapes(lambda _: (next(values), "text"), clock)
+    assert scrapes.get("")[0] == b"old"
+    clock.rightNow -= 500
+    assert scrapes.get("")[0] == b"new"

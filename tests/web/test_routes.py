@@ -158,6 +158,15 @@ def test_health(surface: Surface) -> None:
     assert get(surface, "/health/live")[0] == 200
 
 
+@pytest.mark.parametrize("reason", ["memory", "lag"])
+def test_overloaded(surface: Surface, reason: str) -> None:
+    surface.overload = reason
+    assert get(surface, "/health/ready") == (503, {"status": "overloaded", "reason": reason})
+    status, report = get(surface, "/health")
+    assert (status, report["status"]) == (200, "degraded")
+    assert get(surface, "/health/live")[0] == 200
+
+
 def test_draining(surface: Surface) -> None:
     surface.draining = True
     status, report = get(surface, "/health")
