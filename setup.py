@@ -51,6 +51,7 @@ setup(
         "automat>=25.4",
         "cryptography>=50.0",
         "h2>=4.4",
+        "hpack>=4.2",
         "httptools>=0.9",
         "hyperframe>=6.1",
         "hyperlink>=21.0",

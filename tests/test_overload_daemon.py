@@ -44,13 +44,13 @@ def is_open(connection: ssl.SSLSocket) -> bool:
 def test_idle_connections_of_one_address_make_room_for_each_other(tmp_path: Path) -> None:
     limits = {"MAX_CONNECTIONS_PER_CLIENT": "20", "MAX_CONNECTIONS": "30"}
     with running(tmp_path, KOBOLDCPP_API_URL="http://127.0.0.1:9", **limits) as daemon:
-        daemon.port("https")
+        wait_until(lambda: daemon.logged("backend 127.0.0.1:9 is down"), "all is open that is going to be")
         before = open_files(daemon)
         other = connect(daemon, "127.0.0.2")
         own = [connect(daemon, "127.0.0.1") for _ in range(60)]
         wait_until(lambda: [is_open(one) for one in own] == [False] * 40 + [True] * 20, "the oldest are closed")
         assert is_open(other)
-        assert open_files(daemon) == before + 21
+        wait_until(lambda: open_files(daemon) == before + 21, "their files are closed")
         assert metric(daemon, "ai_ticket_server_connections ") == 21
         more = [connect(daemon, f"127.0.0.{number}") for number in range(3, 23)]
         wait_until(lambda: sum(is_open(one) for one in [other, *own, *more]) == 30, "the oldest of all are closed")

@@ -18,6 +18,9 @@ from ai_ticket.web.request import HeaderList, Request
 MAX_UNREAD = 65_536
 """Bytes that may wait behind the request under way before nothing more is taken from the kernel."""
 
+CUT_SECONDS = 1.0
+"""How long the rest of a body is dropped whose answer was cut, for what there is of it to arrive."""
+
 
 class _State(Enum):
     SERVING = auto()
@@ -252,10 +255,9 @@ class Http1:
             self._answered(answer.last or self._connection.connections.leaving or self._is_spent())
 
     def abort(self) -> None:
-        """Cut the answer in pieces: a chunked body without its end shows that it was cut."""
-        self._state = _CLOSED
-        self._request = self._answer = None
-        self._connection.abort()
+        """Cut the answer in pieces: what there is of it is sent, and a chunked body without its end shows the cut."""
+        self._answer = None
+        self._close_after_answer(CUT_SECONDS)
 
     def _answered(self, last: bool) -> None:
         if last:
@@ -292,7 +294,7 @@ class Http1:
                 return not isinstance(piece, End)
         return True
 
-    def _close_after_answer(self) -> None:
+    def _close_after_answer(self, seconds: float = CLOSE_SECONDS) -> None:
         pending = self._body_pending()
         self._request = None
         self._pieces.clear()
@@ -300,7 +302,7 @@ class Http1:
             # Closing while data is on its way makes the kernel send a reset, which can overtake the answer. So what
             # comes is read and dropped for a while (RFC 9112, 9.6).
             self._state = _DISCARDING
-            self.deadline = self._now() + CLOSE_SECONDS
+            self.deadline = self._now() + seconds
             self._regulate()
         else:
             self._close()

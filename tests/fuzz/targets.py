@@ -180,7 +180,7 @@ class Backend(Target):
         server = MemoryServer(clock, self._answers(random))
         backend = KoboldBackend(
             "host:5001",
-            ModelServer(server.http, server.http, clock, lambda: Location("http://host:5001", None)),
+            ModelServer(server.http, clock, lambda: Location("http://host:5001", None)),
             clock=clock,
             timeouts=BackendTimeouts(None, 30.0),
             slots=None,
