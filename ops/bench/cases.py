@@ -131,8 +131,9 @@ def _answers(case: Case, row: Row, target: Target, effort: Effort) -> Round:
 def _streams(case: Case, row: Row, target: Target, effort: Effort) -> Round:
     ramp = case.streams / 500
     job = replace(
-        _job(case, row, target, case.streams, case.passes * (ramp + 1.5 * case.tokens / case.pace) + 10),
+        _job(case, row, target, case.streams, case.passes * (ramp + 1.5 * case.tokens / case.pace) + 4),
         passes=case.passes,
+        patience=0.0,
         ramp=ramp,
     )
     before, cpu, peak = resident_bytes(target.pid), cpu_seconds(target.pid), 0

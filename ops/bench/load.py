@@ -17,7 +17,8 @@ from typing import cast
 import wire
 from backend import run
 
-PATIENCE = 30.0
+WATCHED = 100
+"""Callers at most whose tokens are timed: looking at each piece of all would hold up those that are looked at."""
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Call:
 class Job:
     """So many callers, each sending one call after the other until the time is over, or `passes` calls.
 
-    `keep`: one connection for all calls of a caller. `ramp`: seconds over which the callers come.
+    `keep`: one connection for all calls of a caller. `ramp`: seconds over which the callers come. `patience`: seconds
+    for what is under way when the time is over.
     """
 
     port: int
@@ -50,6 +52,7 @@ class Job:
     passes: int | None = None
     keep: bool = True
     ramp: float = 0.0
+    patience: float = 30.0
     certificate: str | None = None
 
 
@@ -89,7 +92,7 @@ class Answer:
     def __init__(self) -> None:
         self._data = b""
         self._left: int | None = 0
-        self._chunked = False
+        self.chunked = False
         self._in_body = False
         self.status = 0
         self.closes = False
@@ -107,9 +110,9 @@ class Answer:
             self.status = int(head[9:12])
             self.closes = b"\r\nconnection: close" in head or head.startswith(b"http/1.0")
             place = head.find(b"\r\ncontent-length:")
-            self._chunked = b"\r\ntransfer-encoding: chunked" in head
+            self.chunked = b"\r\ntransfer-encoding: chunked" in head
             self._left = int(head[place + 17 :].split(b"\r\n", 1)[0]) if place >= 0 else None
-        if self._chunked:
+        if self.chunked:
             return self._chunks(data)
         if self._left is not None:
             self._left -= len(data)
@@ -133,7 +136,7 @@ class Answer:
 
     def ended(self) -> None:
         """The connection has ended, and with it a body that has no other end."""
-        self.done = self.done or (self._in_body and self._left is None and not self._chunked)
+        self.done = self.done or (self._in_body and self._left is None and not self.chunked)
 
 
 class Caller(asyncio.Protocol):
@@ -142,6 +145,8 @@ class Caller(asyncio.Protocol):
     def __init__(self, load: "Load", left: int | None) -> None:
         self._load = load
         self._left = left
+        self._watched = load.watches()
+        self._unread: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self._begin_call()
@@ -158,6 +163,7 @@ class Caller(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected: the first call goes out. In churn, connecting is part of what it takes."""
         self._transport = cast(asyncio.Transport, transport)
+        self._load.open.add(self)
         if self._load.job.keep:
             self._sent_at = wire.stamp()
         self._send()
@@ -176,11 +182,13 @@ class Caller(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended: whether that is an error depends on what it ended."""
+        self._load.open.discard(self)
         if self._transport is None or (self.call.hang_up is not None and self._leaving is None):
             self._again()
             return
         if self._left is not None:
             self._left -= 1
+        self.read_unread()
         self._answer.ended()
         if self._answer.done:
             self._check()
@@ -200,7 +208,22 @@ class Caller(asyncio.Protocol):
             self._leaving = None
 
     def data_received(self, data: bytes) -> None:
-        """Some of the answer has come."""
+        """Some of the answer has come. Of a stream that is not watched, only the head is read before its end came."""
+        if self.call.tokens and not self._watched and self._answer.chunked:
+            self._unread.append(data)
+            if data.endswith(b"0\r\n\r\n") or len(data) < 5:
+                self.read_unread()
+        else:
+            self._read(data)
+
+    def read_unread(self) -> None:
+        """Take in what has come and was put aside."""
+        if self._unread:
+            data = b"".join(self._unread)
+            self._unread.clear()
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         body = self._answer.feed(data)
         if self.call.tokens and body:
             self._take_tokens(body)
@@ -222,17 +245,20 @@ class Caller(asyncio.Protocol):
         now = wire.stamp()
         data = self._tail + body
         outcome = self._load.outcome
-        for sent in wire.tokens(data):
+        place = data.rfind(b"~")
+        self._tail = data[place:] if place >= 0 and len(data) - place < wire.TOKEN_BYTES else b""
+        found = wire.tokens(data)
+        self._seen += len(found)
+        outcome.tokens += len(found)
+        if not self._watched:
+            return
+        for sent in found:
             if self._last is None:
                 outcome.first.append(wire.since(now, self._sent_at))
             else:
                 came_before, sent_before = self._last
                 outcome.jitter.append(abs(wire.since(now, came_before) - wire.since(sent, sent_before)))
             self._last = now, sent
-            self._seen += 1
-            outcome.tokens += 1
-        place = data.rfind(b"~")
-        self._tail = data[place:] if place >= 0 and len(data) - place < wire.TOKEN_BYTES else b""
 
     def _check(self) -> None:
         call, answer = self.call, self._answer
@@ -264,6 +290,8 @@ class Load:
         self._tls = ssl.create_default_context(cafile=job.certificate) if job.certificate else None
         self._loop = asyncio.get_running_loop()
         self._idle = 0
+        self._count = 0
+        self.open: set[Caller] = set()
         self._over = asyncio.Event()
         self._connecting: set[asyncio.Task[None]] = set()
 
@@ -292,6 +320,11 @@ class Load:
         self._connecting.add(connecting)
         connecting.add_done_callback(self._connecting.discard)
 
+    def watches(self) -> bool:
+        """Whether the next caller's tokens are to be timed: every so many-th one's."""
+        self._count += 1
+        return self._count % max(1, self.job.callers // WATCHED) == 0
+
     async def _connect(self, left: int | None, after: float) -> None:
         await asyncio.sleep(after)
         try:
@@ -313,9 +346,11 @@ class Load:
         for number in range(self.job.callers):
             self.next_caller(self.job.passes, self.job.ramp * number / self.job.callers)
         try:
-            await asyncio.wait_for(self._over.wait(), self.job.seconds + PATIENCE)
+            await asyncio.wait_for(self._over.wait(), self.job.seconds + self.job.patience)
         except TimeoutError:
             self.outcome.errors["not done in time"] = self.job.callers - self._idle
+            for caller in self.open:
+                caller.read_unread()
         self.outcome.seconds = self._loop.time() - began
         return self.outcome
 
