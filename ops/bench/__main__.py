@@ -44,11 +44,10 @@ def arguments() -> argparse.Namespace:
 
 def chosen(given: argparse.Namespace) -> list[tuple[Case, tuple[Row, ...]]]:
     """The cases, each with the rows of the peers that take part."""
-    cases = [case for case in CASES if not (given.only or given.quick) or case.name in (given.only or QUICK)]
+    names = given.only or (QUICK if given.quick else [case.name for case in CASES])
+    cases = [quick(case) if given.quick else case for case in CASES if case.name in names]
     peers = {"backend", *given.peers.split(",")}
-    return [
-        (quick(case) if given.quick else case, tuple(row for row in case.rows if row.peer in peers)) for case in cases
-    ]
+    return [(case, tuple(row for row in case.rows if row.peer in peers)) for case in cases]
 
 
 def run(case: Case, rows: Sequence[Row], stage: Stage, effort: Effort, given: argparse.Namespace) -> Results:
@@ -62,7 +61,10 @@ def run(case: Case, rows: Sequence[Row], stage: Stage, effort: Effort, given: ar
             target = backend if row is DIRECT else stage.get(row, backend.port, case.tls, settings)
             if target is not None:
                 targets[row] = target
-                warm_up(case, row, target)
+        if case.about.peer in given.peers and case.about not in targets:
+            return {}
+        for row, target in targets.items():
+            warm_up(case, row, target)
         found: Results = {row.name: [] for row in targets}
         order = list(targets)
         for number in range(given.rounds or (1 if given.quick else 5)):
@@ -87,6 +89,8 @@ def main() -> None:
         stack.callback(stage.clear)
         for case, rows in chosen(given):
             found = run(case, rows, stage, effort, given)
+            if not found:
+                continue
             figures = summaries(found, BASE.name, DIRECT.name)
             done[case.name] = case.title, found, figures
             panels.append((case.title, bool(case.streams), figures))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
 
@@ -35,7 +35,7 @@ class Round:
 
     `cpu` in seconds for a request, or for a token of a stream. `p50`, `p99` in seconds: of answers to one caller at a
     time; of first tokens for streams. `busy_p99`: of answers with all callers at it. `jitter`: 99 % are below.
-    `resident` in bytes afterwards; `each` in bytes a stream.
+    `resident` in bytes afterwards; `each` in bytes a stream. `errors` by their kind.
     """
 
     rate: float = math.nan
@@ -47,11 +47,11 @@ class Round:
     resident: float = math.nan
     each: float = math.nan
     count: int = 0
-    errors: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
 
-    def plain(self) -> dict[str, float | int | None]:
+    def plain(self) -> dict[str, object]:
         """For JSON, which has no NaN."""
-        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+        return {name: None if value != value else value for name, value in asdict(self).items()}  # noqa: PLR0124
 
 
 @dataclass
@@ -87,7 +87,7 @@ def summary(own: Sequence[Round], base: Sequence[Round], direct: Sequence[Round]
         jitter=middle(of("jitter")),
         resident=middle(of("resident")),
         each=each[0] if each else math.nan,  # later rounds find the memory that the first one took
-        errors=sum(one.errors for one in own),
+        errors=sum(sum(one.errors.values()) for one in own),
     )
 
 

@@ -53,6 +53,8 @@ class Row:
         return wire.request(stream_path, wire.chat_body(order, stream or self.asks_stream), keep)
 
 
+NOT_READ = ", stream not read"
+
 DIRECT = Row("model server itself", "backend", asks_stream=True)
 AI_TICKET = Row("AI Ticket", "ai-ticket", EVENT)
 BASE = Row("aiohttp", "aiohttp", GATHER)
@@ -63,18 +65,18 @@ ANSWER_ROWS = (
     DIRECT,
     AI_TICKET,
     BASE,
-    Row("aiohttp, stream not read", "aiohttp"),
+    Row("aiohttp" + NOT_READ, "aiohttp"),
     Row("FastAPI + httpx", "fastapi", GATHER),
-    Row("FastAPI + httpx, stream not read", "fastapi"),
+    Row("FastAPI + httpx" + NOT_READ, "fastapi"),
     Row("LiteLLM", "litellm", asks_stream=True),
-    Row("LiteLLM, stream not read", "litellm"),
+    Row("LiteLLM" + NOT_READ, "litellm"),
     Row("nginx", "nginx", asks_stream=True),
-    Row("nginx, stream not read", "nginx"),
+    Row("nginx" + NOT_READ, "nginx"),
 )
 """The first row of each peer has it read the model server's stream, as AI Ticket does: the others put the answer
 together, LiteLLM and nginx can only hand the stream on. The second has it ask for the answer in one piece."""
 
-STREAM_ROWS = tuple(row for row in ANSWER_ROWS if not row.name.endswith("not read"))
+STREAM_ROWS = tuple(row for row in ANSWER_ROWS if not row.name.endswith(NOT_READ))
 
 REQUIREMENTS = {
     "aiohttp": ["aiohttp>=3.14"],

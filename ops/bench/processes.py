@@ -17,6 +17,10 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 CERTIFICATE, KEY = "server.crt", "server.key"
 
 
+OBSERVED = ("--python", str(HERE / "observed.tac"))
+"""Arguments for twistd: the daemon that can be asked for more than the product tells."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A server as its callers and observers see it; `certificate` is to be trusted where it speaks TLS."""
@@ -189,11 +193,10 @@ def start_ai_ticket(
     *,
     tls: bool = False,
     arguments: Sequence[str] = ("ai-ticket",),
-    options: Sequence[str] = (),
 ) -> Running:
     """The daemon of this environment with authentication, limits and queue on, and what else the settings say.
 
-    @param arguments: for twistd, in place of our plugin. @param options: for twistd, before them.
+    @param arguments: for twistd, in place of our plugin.
     @raise NotStarted: it does not start.
     """
     make_certificate(folder)
@@ -214,5 +217,5 @@ def start_ai_ticket(
             **settings,
         }
     )
-    command = [Path(sys.executable).parent / "twistd", "--nodaemon", "--pidfile=", *options, *arguments]
+    command = [Path(sys.executable).parent / "twistd", "--nodaemon", "--pidfile=", *arguments]
     return Running(command, folder=folder, environ=environ, port=port, ready="/health/ready", tls=tls)

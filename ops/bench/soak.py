@@ -15,7 +15,7 @@ from pathlib import Path
 
 import wire
 from load import Call, Job, Outcome, finish, start
-from processes import HERE, Running, canned, open_files, resident_bytes, start_ai_ticket, telemetry_on
+from processes import OBSERVED, Running, canned, open_files, resident_bytes, start_ai_ticket, telemetry_on
 
 GROWTH = 1.05
 CALLERS = 32
@@ -45,7 +45,7 @@ class Looked:
 
 
 def calls(keep: bool) -> list[Call]:
-    """The mixture. Of failures there are too few for the circuit to stay open, but enough to open it at times."""
+    """The mixture. A server that is busy is left alone for a second, by all: of that there is little."""
 
     def event(chance: float, stream: bool = False, **options: object) -> Call:
         order = wire.Order(**{name: options.pop(name) for name in ("tokens", "pace", "size", "do") if name in options})  # type: ignore[arg-type]
@@ -65,9 +65,9 @@ def calls(keep: bool) -> list[Call]:
         event(2, hang_up=0.001),
         event(3, do="refuse"),
         event(0.3, do="fail"),
-        event(0.3, do="busy"),
+        event(0.02, do="busy"),
         event(0.3, do="cut", text=None),
-        event(0.1, do="stall", text=None),
+        event(0.02, do="stall", text=None),
         event(0.3, stream=True, do="cut", text=None),
         raw(3, 400, "/event", b"{"),
         raw(2, 422, "/event", b'{"content":5}'),
@@ -77,7 +77,7 @@ def calls(keep: bool) -> list[Call]:
 
 
 def look(running: Running, folder: Path) -> Looked:
-    """What the daemon has now; it writes its delayed calls down when asked (soak.tac)."""
+    """What the daemon has now; it writes its delayed calls down when asked (observed.tac)."""
     told = folder / "delayed"
     told.unlink(missing_ok=True)
     running.process.send_signal(signal.SIGUSR2)
@@ -112,8 +112,7 @@ def main() -> None:
     with canned("llama.cpp") as backend, canned("collector") as collector, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         url = f"http://127.0.0.1:{backend.port}"
-        tac = ["--python", str(HERE / "soak.tac")]
-        running = start_ai_ticket(folder, url, telemetry_on(collector.port) | SETTINGS, arguments=tac)
+        running = start_ai_ticket(folder, url, telemetry_on(collector.port) | SETTINGS, arguments=OBSERVED)
         try:
             port = running.target.port
             outcome = Outcome()
