@@ -61,7 +61,7 @@ def run(case: Case, rows: Sequence[Row], stage: Stage, effort: Effort, given: ar
             target = backend if row is DIRECT else stage.get(row, backend.port, case.tls, settings)
             if target is not None:
                 targets[row] = target
-        if case.about.peer in given.peers and case.about not in targets:
+        if case.about in rows and case.about not in targets:
             return {}
         for row, target in targets.items():
             warm_up(case, row, target)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import wire
@@ -137,7 +138,7 @@ def _answers(case: Case, row: Row, target: Target, effort: Effort) -> Round:
         busy_p99=percentile(busy.taken, 0.99) / 1e6,
         resident=resident_bytes(target.pid),
         count=busy.good,
-        errors={**alone.errors, **busy.errors},
+        errors=dict(Counter(alone.errors) + Counter(busy.errors)),
     )
 
 
