@@ -14,7 +14,7 @@ from cases import CASES, QUICK, Case, Effort, measure, quick, warm_up
 from figures import Figures
 from peers import BASE, DIRECT, PEERS, Row, Stage, versions
 from processes import HERE, Target, canned
-from report import Results, as_json, as_svg, as_table, save, summaries
+from report import Cases, Results, as_json, as_svg, as_table, save, summaries
 
 from ai_ticket import __version__
 
@@ -80,7 +80,7 @@ def main() -> None:
     effort = Effort(0.8, 0.3, given.loaders) if given.quick else Effort(loaders=given.loaders)
     if given.seconds:
         effort = replace(effort, busy=given.seconds)
-    done: dict[str, tuple[str, Results, list[tuple[str, Figures]]]] = {}
+    done: Cases = {}
     panels = []
     with ExitStack() as stack:
         collector = stack.enter_context(canned("collector"))
@@ -95,20 +95,25 @@ def main() -> None:
             done[case.name] = case.title, found, figures
             panels.append((case.title, bool(case.streams), figures))
             print(as_table(case.title, bool(case.streams), figures), flush=True)
-        missing = stage.missing
-    if given.no_save:
-        return
-    now = datetime.now(UTC)
+            if not given.no_save:
+                keep(given, stage, done, panels)
+
+
+def keep(
+    given: argparse.Namespace, stage: Stage, done: Cases, panels: list[tuple[str, bool, list[tuple[str, Figures]]]]
+) -> None:
+    """Save what is done so far: a long run that is interrupted has not been for nothing."""
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
     about = {
-        "date": now.isoformat(timespec="seconds"),
+        "date": day,
         "cores": os.cpu_count(),
         "versions": {"ai-ticket": __version__, **versions(stage.environments, tuple(given.peers.split(",")))},
         "quick": given.quick,
-        "left_out": sorted(missing),
+        "left_out": sorted(stage.missing),
     }
-    subtitle = f"AI Ticket {__version__}, {now:%Y-%m-%d}, {os.cpu_count()} shared cores, one process each"
-    save(given.results, f"{now:%Y-%m-%d}.json", as_json(about, done))
-    save(given.results, f"{now:%Y-%m-%d}.svg", as_svg(subtitle, panels, DIRECT.name))
+    subtitle = f"AI Ticket {__version__}, {day}, {os.cpu_count()} cores shared with load and model server"
+    save(given.results, f"{day}.json", as_json(about, done))
+    save(given.results, f"{day}.svg", as_svg(subtitle, panels, DIRECT.name))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ STREAMS: Sequence[Column] = (
 Results = dict[str, list[Round]]
 """Rounds by the row's name."""
 
+Cases = dict[str, tuple[str, Results, list[tuple[str, Figures]]]]
+"""By the case's name its title, what was measured, and what that comes to."""
+
 
 def summaries(results: Results, base: str, direct: str) -> list[tuple[str, Figures]]:
     """The figures of each row, against the base's and the model server's own, where they were measured."""
@@ -50,7 +53,7 @@ def as_table(title: str, streams: bool, rows: Sequence[tuple[str, Figures]]) -> 
     return f"{title}\n{table(rows, STREAMS if streams else ANSWERS)}\n"
 
 
-def as_json(about: dict[str, Any], cases: dict[str, tuple[str, Results, Sequence[tuple[str, Figures]]]]) -> str:
+def as_json(about: dict[str, Any], cases: Cases) -> str:
     """All of it: what was run, and of each case and row the figures and the rounds that they are from."""
     found = {}
     for name, (title, results, rows) in cases.items():
