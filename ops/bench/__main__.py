@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def run(case: Case, rows: Sequence[Row], stage: Stage, effort: Effort, given: ar
 
 def main() -> None:
     """Measure, and tell."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is to be stopped too
     given = arguments()
     effort = Effort(0.8, 0.3, given.loaders) if given.quick else Effort(loaders=given.loaders)
     if given.seconds:
