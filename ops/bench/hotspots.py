@@ -70,7 +70,10 @@ def main() -> None:
             running.process.send_signal(signal.SIGUSR1)
             while not profile.exists():
                 time.sleep(0.05)
-            print(f"{case.title}, {sum(found.errors.values())} errors:", report(json.loads(profile.read_text()), found.cpu))
+            print(
+                f"{case.title}, {sum(found.errors.values())} errors:",
+                report(json.loads(profile.read_text()), found.cpu),
+            )
         finally:
             running.stop()
 

@@ -261,15 +261,16 @@ class Caller(asyncio.Protocol):
             self._last = now, sent
 
     def _check(self) -> None:
-        call, answer = self.call, self._answer
+        call, answer, body = self.call, self._answer, b"".join(self._body)
         if answer.status not in call.status:
             self._load.error(f"status {answer.status}")
-        elif answer.status == 200 and call.tokens:
-            if self._seen != call.tokens or not wire.has_ended(b"".join(self._body)):
-                self._load.error("wrong tokens")
-            else:
-                self._good()
-        elif answer.status == 200 and call.text is not None and wire.text_of(b"".join(self._body)) != call.text:
+        elif answer.status != 200 or (call.text is None and not call.tokens):
+            self._good()
+        elif code := wire.error_within(body):
+            self._load.error(f"{code} within a stream")
+        elif call.tokens and not (self._seen == call.tokens and wire.has_ended(body)):
+            self._load.error("wrong tokens")
+        elif not call.tokens and wire.text_of(body) != call.text:
             self._load.error("wrong text")
         else:
             self._good()

@@ -14,6 +14,7 @@ END_MARK = "#end"
 _ORDER = re.compile(rb"#bench tokens=(\d+) pace=(\d+) size=(\d+) do=(\w+)#")
 _TEXTS = re.compile(rb'"(?:completion|content|delta)":\s*"([^"]*)"')
 _TOKEN = re.compile(rb"~([0-9a-f]{8})")
+_ERROR = re.compile(rb'event: error\ndata: \{"error":"(\w+)"')
 TOKEN_BYTES = 9
 
 
@@ -78,6 +79,12 @@ def chat_body(order: Order, stream: bool) -> bytes:
 def has_ended(stream: bytes) -> bool:
     """Whether a stream has come to its end."""
     return b"data: [DONE]" in stream or b'"done":true' in stream
+
+
+def error_within(body: bytes) -> str | None:
+    """The code of the error that AI Ticket ended a stream with, if it did."""
+    found = _ERROR.search(body) if b"event: error" in body else None
+    return None if found is None else found[1].decode()
 
 
 def text_of(body: bytes) -> str | None:

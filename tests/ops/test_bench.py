@@ -110,6 +110,12 @@ def test_text_of_an_answer(body, text):
     assert wire.text_of(body) == text
 
 
+def test_an_error_within_a_stream_is_told_by_its_code():
+    ended = b'data: {"delta":"Hi","done":false}\n\nevent: error\ndata: {"error":"deadline_exceeded","message":"x"}\n\n'
+    assert wire.error_within(ended) == "deadline_exceeded"
+    assert wire.error_within(backend.WHOLE) is None
+
+
 def test_stamps_wrap():
     assert wire.since(5, 0xFFFFFFFB) == 10
     assert wire.since(0xFFFFFFFB, 5) == -10
