@@ -11,7 +11,6 @@ was gone; and memory and descriptors before and after. On a machine that others 
 
 import argparse
 import asyncio
-import contextlib
 import socket
 import sys
 import time
@@ -23,9 +22,14 @@ from typing import Any
 
 from attacked import TOKEN, Daemon, attacked
 
+from ai_ticket.overload import MEASURE_SECONDS, RELEASE_MEASURES
+
 HEADER_SECONDS, BODY_SECONDS, IDLE_SECONDS = 8, 10, 10
 GRACE_SECONDS = 5.0
 DRIP_SECONDS = 2.0
+RATE = 500
+"""Slow callers that come in a second."""
+
 HONEST_CALLERS = 4
 HONEST_PAUSE = 0.02
 QUIET_SECONDS = 6.0
@@ -39,17 +43,16 @@ METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 KINDS: dict[str, tuple[bytes, bool, float]] = {
     "headers": (b"POST /event HTTP/1.1\r\nHost: x\r\n", True, HEADER_SECONDS),
     "bodies": (HEAD + b'Content-Length: 100000\r\n\r\n{"content":"', True, BODY_SECONDS),
-    "readers": (METRICS * 8, False, IDLE_SECONDS),
+    "readers": (METRICS * 4, False, IDLE_SECONDS),
 }
 
 
 class Slow(asyncio.Protocol):
-    """A slow caller; `gone` when its connection has ended."""
+    """A slow caller."""
 
     def __init__(self, first: bytes) -> None:
         self._first = first
-        self.begun = time.monotonic()
-        self.gone: float | None = None
+        self.gone = False
         self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,17 +65,14 @@ class Slow(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is over."""
-        self.gone = time.monotonic()
+        self.gone = True
 
 
 async def attack(  # noqa: PLR0917
-    port: int, kind: str, count: int, addresses: int, stop: Flag, told: "Queue[int]"
+    port: int, kind: str, count: int, addresses: int, over: Flag, told: "Queue[float]"
 ) -> None:
-    """Hold as many connections open as the daemon lets us, until told to stop; who is cut off comes back.
-
-    Told is how many were open then.
-    """
-    first, drips, deadline = KINDS[kind]
+    """Open so many connections, and keep them open until it is over. Told is when the last was opened."""
+    first, drips, _ = KINDS[kind]
     loop = asyncio.get_running_loop()
     callers: list[Slow] = []
 
@@ -81,51 +81,30 @@ async def attack(  # noqa: PLR0917
         made.setblocking(False)
         if not drips:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT: more ports than one address has
         made.bind((f"127.0.1.{1 + number % addresses}", 0))
-        with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(loop.sock_connect(made, ("127.0.0.1", port)), 5.0)
+        try:
+            await asyncio.wait_for(loop.sock_connect(made, ("127.0.0.1", port)), 10.0)
             _, caller = await loop.create_connection(lambda: Slow(first), sock=made)
-            if not drips:
-                caller.transport.pause_reading()
-            callers.append(caller)
+        except (OSError, TimeoutError):
+            made.close()
             return
-        made.close()
+        if not drips:
+            caller.transport.pause_reading()
+        callers.append(caller)
 
-    def look_for_the_end() -> None:
-        """Who reads nothing does not see that it was cut off; the kernel knows."""
-        for caller in callers:
-            if caller.gone is None and not drips and caller.transport.get_extra_info("socket") is not None:
-                state = caller.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-                if state[0] != 1:  # TCP_ESTABLISHED
-                    caller.gone = time.monotonic()
-                    caller.transport.abort()
+    async def drip() -> None:
+        while True:
+            await asyncio.sleep(DRIP_SECONDS)
+            for caller in callers:
+                if drips and not caller.gone:
+                    caller.transport.write(b"a")
 
-    number = 0
-    while not stop.is_set():
-        look_for_the_end()
-        callers[:] = [caller for caller in callers if caller.gone is None]
-        missing = min(count - len(callers), 250)
-        await asyncio.gather(*(connect(number + each) for each in range(missing)))
-        number += max(0, missing)
-        if drips and time.monotonic() % DRIP_SECONDS < 0.3:
-            for caller in callers:
-                if caller.gone is None:
-                    caller.transport.write(b"a")
-        await asyncio.sleep(0.2)
-    # No more come: those that are there must be gone by their deadlines.
-    open_at_the_end = len(callers)
-    end = time.monotonic() + deadline + 2 * GRACE_SECONDS
-    while callers and time.monotonic() < end:
-        look_for_the_end()
-        if drips and time.monotonic() % DRIP_SECONDS < 0.3:
-            for caller in callers:
-                if caller.gone is None:
-                    caller.transport.write(b"a")
-        await asyncio.sleep(0.2)
-        callers[:] = [caller for caller in callers if caller.gone is None]
-    told.put(open_at_the_end)
+    dripping = asyncio.create_task(drip())
+    for number in range(0, count, RATE // 10):
+        await asyncio.gather(*(connect(number + each) for each in range(RATE // 10)), asyncio.sleep(0.1))
+    told.put(time.monotonic())
+    await loop.run_in_executor(None, over.wait)
+    dripping.cancel()
 
 
 def attacker(*arguments: Any) -> None:
@@ -165,7 +144,12 @@ def p99(times: list[float]) -> float:
 def measure(daemon: Daemon, seconds: float) -> tuple[float, float, int]:
     """Median and p99 of honest callers for so long, and how many calls failed."""
     end = time.monotonic() + seconds
-    times, failed = asyncio.run(honest(daemon.plain, lambda: time.monotonic() > end))
+    return measure_until(daemon, lambda: time.monotonic() > end)
+
+
+def measure_until(daemon: Daemon, over: Callable[[], bool]) -> tuple[float, float, int]:
+    """The same, until it is over."""
+    times, failed = asyncio.run(honest(daemon.plain, over))
     return median(times) * 1000, p99(times), failed
 
 
@@ -175,28 +159,32 @@ def run(daemon: Daemon, kind: str, count: int, addresses: int) -> bool:
     measure(daemon, 2.0)
     memory, descriptors = daemon.memory, daemon.descriptors
     quiet = measure(daemon, QUIET_SECONDS)
-    stop, told = Event(), Queue()  # type: ignore[var-annotated]
-    process = Process(target=attacker, args=(daemon.plain, kind, count, addresses, stop, told))
+    over, told = Event(), Queue()  # type: ignore[var-annotated]
+    process = Process(target=attacker, args=(daemon.plain, kind, count, addresses, over, told))
     process.start()
-    end = time.monotonic() + 30
-    while daemon.descriptors < descriptors + 0.9 * min(count, 1000 * addresses) and time.monotonic() < end:
-        time.sleep(0.1)
-    held = daemon.descriptors - descriptors
-    under = measure(daemon, deadline + QUIET_SECONDS)
-    stop.set()
-    begun = time.monotonic()
-    while daemon.descriptors > descriptors + HONEST_CALLERS and time.monotonic() < begun + deadline + 30:
-        time.sleep(0.1)
-    latest, left = time.monotonic() - begun - deadline, told.get()
+    held, gone, opened = 0, 0.0, 0.0
+    patience = time.monotonic() + count / RATE + deadline + 60
+
+    def is_over() -> bool:
+        nonlocal held, gone, opened
+        now, there = time.monotonic(), daemon.descriptors - descriptors
+        held = max(held, there)
+        if not opened and not told.empty():
+            opened = told.get()
+        gone = now
+        return now > patience or (opened > 0.0 and there <= 2 * HONEST_CALLERS)
+
+    under = measure_until(daemon, is_over)
+    over.set()
     process.join()
+    latest = gone - opened - deadline
     time.sleep(3.0)
     again = measure(daemon, QUIET_SECONDS)
     time.sleep(3.0)
-    before = (quiet[1] + again[1]) / 2
     print(
         f"{kind:8} {held:5} held from {addresses} addresses: p99 quiet {quiet[1]:.1f} and {again[1]:.1f} ms, attacked "
-        f"{under[1]:.1f} ms ({under[1] / before:.2f}); median {quiet[0]:.1f}, {under[0]:.1f} ms; failed {under[2]}; "
-        f"held at the end {left}, the last gone {latest:+.1f} s after its deadline; "
+        f"{under[1]:.1f} ms ({under[1] / max(quiet[1], again[1]):.2f}); median {quiet[0]:.1f}, {under[0]:.1f} ms; "
+        f"failed {under[2]}; the last gone {latest:+.1f} s after its deadline; "
         f"memory {memory} -> {daemon.memory} KiB, descriptors {descriptors} -> {daemon.descriptors}",
         flush=True,
     )
@@ -220,11 +208,14 @@ def main() -> None:
     }
     fine = True
     with attacked(settings) as daemon:
+        measure(daemon, QUIET_SECONDS)
+        memory = daemon.memory
         for _ in range(options.rounds):
             for kind in options.kinds or KINDS:
                 fine = run(daemon, kind, options.count, options.addresses) and fine
         late = max((tick.late for tick in daemon.ticks), default=0.0) * 1000
-        print(f"the latest tick: {late:.0f} ms")
+        time.sleep(RELEASE_MEASURES * MEASURE_SECONDS + 5.0)  # by then it has given back what it has freed
+        print(f"the latest tick: {late:.0f} ms; memory at first {memory} KiB, a minute later {daemon.memory} KiB")
         if "Traceback" in daemon.log or daemon.process.poll() is not None:
             sys.exit(daemon.log[-3000:])
     sys.exit(not fine)
