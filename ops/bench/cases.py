@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import wire
 from figures import Round, percentile
-from load import Call, Job, Outcome, finish, one_of_several, start
+from job import Call, Job, Outcome, finish, one_of_several, start
 from peers import AI_TICKET, ANSWER_ROWS, BASE, DIRECT, NOT_READ, QUIET, STREAM_ROWS, TWO_WORKERS, Row
 from processes import Target, cpu_seconds, resident_bytes
 

@@ -8,135 +8,17 @@ import asyncio
 import json
 import random
 import ssl
-import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import cast
 
 import wire
+from answer import Answer
 from backend import run
+from job import Call, Job, Outcome
 
 WATCHED = 100
 """Callers at most whose tokens are timed: looking at each piece of all would hold up those that are looked at."""
-
-
-@dataclass
-class Call:
-    """A request, and what is to come of it: a status, a text or so many stamped tokens.
-
-    `chance`: how often it is picked, against the others. `hang_up`: seconds after which the caller leaves; what came
-    until then is not checked. `status` may be several: any of them will do, and only a 200 has the text.
-    """
-
-    request: str
-    status: list[int] = field(default_factory=lambda: [200])
-    text: str | None = wire.TEXT
-    tokens: int = 0
-    chance: float = 1.0
-    hang_up: float | None = None
-
-
-@dataclass
-class Job:
-    """So many callers, each sending one call after the other until the time is over, or `passes` calls.
-
-    `keep`: one connection for all calls of a caller. `ramp`: seconds over which the callers come. `patience`: seconds
-    for what is under way when the time is over.
-    """
-
-    port: int
-    calls: list[Call]
-    callers: int
-    seconds: float
-    passes: int | None = None
-    keep: bool = True
-    ramp: float = 0.0
-    patience: float = 30.0
-    certificate: str | None = None
-
-
-@dataclass
-class Outcome:
-    """What came of it. Times are in microseconds; `taken` from sending to the end of each good answer.
-
-    `jitter`: of each token but the first of a stream, by how much more or less it came after the one before than it was
-    sent after it.
-    """
-
-    good: int = 0
-    hung_up: int = 0
-    seconds: float = 0.0
-    taken: list[int] = field(default_factory=list)
-    first: list[int] = field(default_factory=list)
-    jitter: list[int] = field(default_factory=list)
-    tokens: int = 0
-    errors: dict[str, int] = field(default_factory=dict)
-
-    def add(self, other: "Outcome") -> None:
-        """Of several processes that ran at a time."""
-        self.good += other.good
-        self.hung_up += other.hung_up
-        self.seconds = max(self.seconds, other.seconds)
-        self.taken += other.taken
-        self.first += other.first
-        self.jitter += other.jitter
-        self.tokens += other.tokens
-        for error, count in other.errors.items():
-            self.errors[error] = self.errors.get(error, 0) + count
-
-
-class Answer:
-    """The parser of an answer: the head, then a body of known length, in chunks, or up to the end."""
-
-    def __init__(self) -> None:
-        self._data = b""
-        self._left: int | None = 0
-        self.chunked = False
-        self._in_body = False
-        self.status = 0
-        self.closes = False
-        self.done = False
-
-    def feed(self, data: bytes) -> bytes:
-        """What of the body these bytes bring."""
-        if not self._in_body:
-            self._data += data
-            end = self._data.find(b"\r\n\r\n")
-            if end < 0:
-                return b""
-            head, data, self._data = self._data[:end].lower(), self._data[end + 4 :], b""
-            self._in_body = True
-            self.status = int(head[9:12])
-            self.closes = b"\r\nconnection: close" in head or head.startswith(b"http/1.0")
-            place = head.find(b"\r\ncontent-length:")
-            self.chunked = b"\r\ntransfer-encoding: chunked" in head
-            self._left = int(head[place + 17 :].split(b"\r\n", 1)[0]) if place >= 0 else None
-        if self.chunked:
-            return self._chunks(data)
-        if self._left is not None:
-            self._left -= len(data)
-            self.done = self._left <= 0
-        return data
-
-    def _chunks(self, data: bytes) -> bytes:
-        data = self._data + data if self._data else data
-        found, place = [], 0
-        while (end := data.find(b"\r\n", place)) >= 0:
-            size = int(data[place:end].split(b";", 1)[0], 16)
-            if len(data) < end + 4 + size:
-                break
-            found.append(data[end + 2 : end + 2 + size])
-            place = end + 4 + size
-            if not size:
-                self.done = True
-                break
-        self._data = data[place:]
-        return found[0] if len(found) == 1 else b"".join(found)
-
-    def ended(self) -> None:
-        """The connection has ended, and with it a body that has no other end."""
-        self.done = self.done or (self._in_body and self._left is None and not self.chunked)
 
 
 class Caller(asyncio.Protocol):
@@ -354,30 +236,6 @@ class Load:
                 caller.read_unread()
         self.outcome.seconds = self._loop.time() - began
         return self.outcome
-
-
-def start(job: Job) -> "subprocess.Popen[str]":
-    """The job, in a process of its own."""
-    command = [sys.executable, str(Path(__file__))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    assert process.stdin is not None  # noqa: S101
-    process.stdin.write(json.dumps(asdict(job)))
-    process.stdin.close()
-    return process
-
-
-def finish(process: "subprocess.Popen[str]") -> Outcome:
-    """What came of it."""
-    assert process.stdout is not None  # noqa: S101
-    outcome = Outcome(**json.loads(process.stdout.read()))
-    process.wait()
-    return outcome
-
-
-def one_of_several(job: Job, processes: int, number: int) -> Job:
-    """A process's share of the callers."""
-    callers = job.callers // processes + (number < job.callers % processes)
-    return Job(**{**vars(job), "callers": callers})
 
 
 async def main() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import wire
-from load import Call, Job, Outcome, finish, start
+from job import Call, Job, Outcome, finish, start
 from processes import OBSERVED, Running, canned, open_files, resident_bytes, start_ai_ticket, telemetry_on
 
 GROWTH = 1.05

@@ -16,10 +16,10 @@ import backend  # noqa: E402
 import cases  # noqa: E402
 import figures  # noqa: E402
 import hotspots  # noqa: E402
-import load  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import wire  # noqa: E402
+from answer import Answer  # noqa: E402
 from figures import Round  # noqa: E402
 
 UNKNOWN = math.nan
@@ -126,7 +126,7 @@ def test_stamps_wrap():
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_load_generator_reads_what_the_model_server_sends(step, keep):
     """However it is cut into pieces; an answer that has no other end ends with its connection."""
-    data, answer, body = backend.Framing(keep).whole, load.Answer(), b""
+    data, answer, body = backend.Framing(keep).whole, Answer(), b""
     for place in range(0, len(data), step):
         assert not answer.done
         body += answer.feed(data[place : place + step])
@@ -135,7 +135,7 @@ def test_the_load_generator_reads_what_the_model_server_sends(step, keep):
 
 
 def test_an_answer_of_known_length_that_breaks_off_is_not_done():
-    answer = load.Answer()
+    answer = Answer()
     assert answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabcd") == b"abcd"
     answer.ended()
     assert not answer.done
@@ -174,7 +174,7 @@ def test_the_model_server_answers_each_request_of_a_connection(order, stream, st
         connection.data_received(data[place : place + 1000])
     assert transport.written.count(b"HTTP/1.1 %d " % status) == 2
     if status == 200:
-        answer = load.Answer()
+        answer = Answer()
         assert wire.text_of(answer.feed(transport.written[: len(transport.written) // 2])) == wire.TEXT
 
 
