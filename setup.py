@@ -69,6 +69,7 @@ setup(
         "zope.interface>=8.7",
     ],
     extras_require={
+        "bench": ["uvloop>=0.22"],
         "local": ["xllamacpp>=2026.10"],
         "redis": ["txredisapi>=1.6"],
         "test": [

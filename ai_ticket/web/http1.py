@@ -66,7 +66,8 @@ class Http1:
         if self.idle and self._state is _SERVING:
             self.deadline = self._now() + self._timeouts.header
         self._parser.add(data)
-        self.advance()
+        if not self._connection.turn_over:
+            self.advance()
 
     def lost(self) -> None:
         """The connection is gone: so is the caller of the request under way. Those behind it were never begun."""

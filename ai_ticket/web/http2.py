@@ -12,11 +12,10 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ai_ticket.web.connections import Connection
-from ai_ticket.web.heads import Http2Head, are_trailers, http2_head
+from ai_ticket.web.heads import are_trailers, http2_head
 from ai_ticket.web.http2_frames import Allowance, ConnectionFault, Frame, Frames
 from ai_ticket.web.http2_state import MAX_CONCURRENT_STREAMS, ServerConnection
 from ai_ticket.web.http2_stream import Stream
-from ai_ticket.web.request import Request
 
 MAX_OWED = 65_536
 """Bytes of replies to the peer's frames that may wait for a peer who takes nothing, before no more frames are read."""
@@ -66,7 +65,7 @@ class Http2:
     @property
     def idle(self) -> bool:
         """Whether no request is under way, and nothing is left to be sent."""
-        return not (self._streams or self.connection.turn_over or self.connection.full)
+        return not (self._streams or self._frames.behind or self.connection.full)
 
     # What the connection tells the codec.
 
@@ -74,12 +73,13 @@ class Http2:
         """Read the frames, and act on each."""
         if not self._closing:
             self._frames.add(data)
-            self.advance()
+            if not self.connection.turn_over:
+                self.advance()
 
     def advance(self) -> None:
         """Act on the frames that have come, as far as this turn of the reactor allows."""
         try:
-            while not self._closing and self.connection.has_turn():
+            while not self._closing and self._owed <= MAX_OWED and self.connection.has_turn():
                 frame = self._frames.take()
                 if frame is None:
                     break
@@ -200,9 +200,8 @@ class Http2:
         if head is None:
             self._reject(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        stream = Stream(self, event.stream_id)
-        stream.request = request = self._request(stream, head)
-        if event.stream_ended is not None and request.content_length:
+        stream = Stream(self, event.stream_id, head)
+        if event.stream_ended is not None and stream.request.content_length:
             self._reject(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         self._streams[event.stream_id] = stream
@@ -210,22 +209,11 @@ class Http2:
         if head.too_large:
             stream.refuse(431)
         else:
-            self.connection.listener.received(request)
-
-    def _request(self, stream: Stream, head: Http2Head) -> Request:
-        return Request(
-            stream,
-            method=head.method,
-            target=head.target,
-            version="2",
-            headers=head.headers,
-            peer=self.connection.peer,
-            secure=self.connection.secure,
-            arrived=self._now(),
-        )
+            self.connection.listener.received(stream.request)
 
     def _reject(self, stream_id: int, code: ErrorCodes) -> None:
         """Reset a stream that the peer should not have begun, or not so."""
+        self._log.info("HTTP/2 stream refused: {code}", code=code.name, peer=self.connection.peer)
         with suppress(ProtocolError):
             self.h2.reset_stream(stream_id, code)
         self._count_reset()
@@ -241,7 +229,7 @@ class Http2:
         if stream is not None:
             stream.body_received(event.data, size)
         elif size:
-            with suppress(h2.exceptions.ProtocolError):
+            with suppress(ProtocolError):
                 self.h2.increment_flow_control_window(size)
 
     def _reset_by_peer(self, stream_id: int) -> None:
@@ -340,6 +328,6 @@ class Http2:
         for stream in self._streams.values():
             stream.be_patient()
         self._flush_all()
-        self._regulate()
+        self.advance()
         if self.connection.connections.leaving:
             self.leave()

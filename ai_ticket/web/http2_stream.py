@@ -10,6 +10,7 @@ from twisted.logger import Logger
 
 from ai_ticket.web.body import BodyTime
 from ai_ticket.web.connections import CLOSE_SECONDS, Connection
+from ai_ticket.web.heads import Http2Head
 from ai_ticket.web.http2_frames import Allowance
 from ai_ticket.web.http2_state import ServerConnection
 from ai_ticket.web.request import NO_CONTENT, HeaderList, Request
@@ -59,16 +60,25 @@ class Stream:
 
     _log = Logger()
 
-    def __init__(self, codec: Streams, stream_id: int):
+    def __init__(self, codec: Streams, stream_id: int, head: Http2Head):
         self._codec = codec
         self._h2 = codec.h2
         self._connection = codec.connection
         self._now = codec.connection.connections.now
         self._timeouts = codec.connection.connections.timeouts
         self.id = stream_id
-        self.request: Request  # set as soon as it is made: each needs the other
-        self._body_bytes = 0
         self.body_time = BodyTime(codec.connection.reading_time, self._timeouts.body)
+        self.request = Request(
+            self,
+            method=head.method,
+            target=head.target,
+            version="2",
+            headers=head.headers,
+            peer=self._connection.peer,
+            secure=self._connection.secure,
+            arrived=self._now(),
+        )
+        self._body_bytes = 0
         self._body_paused = False
         self._withheld = 0
         self._answer = _UNDER_WAY
