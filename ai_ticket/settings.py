@@ -66,6 +66,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         Seconds, _help("time between looks at whether the token file has changed")
     ] = 30.0
 
+    cors_allow_origins: Annotated[
+        Text | None,
+        _help("origins whose web pages may call, as `https://host` or `https://host:port`, separated by commas"),
+    ] = None
+
     trust_proxy_count: Annotated[
         Annotated[int, Meta(ge=0, le=16)],
         _help("proxies in front whose X-Forwarded-For entries are believed; 0: the header is ignored"),
@@ -229,7 +234,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 NOT_YET_IN_FORCE = frozenset(
     """
-    CORS_ALLOW_ORIGINS WORKERS
+    WORKERS
     """.split()
 )
 """Variables of the contract whose feature comes later: known, answered with a warning, without effect."""

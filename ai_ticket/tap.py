@@ -28,6 +28,7 @@ from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.listening import Endpoint, Listeners
 from ai_ticket.memory import memory_limit
 from ai_ticket.overload import LoopWatch
+from ai_ticket.pipeline.generations import Generations
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
 from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
@@ -39,11 +40,14 @@ from ai_ticket.telemetry.tracing_setup import make_tracing
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator, TokenFile
 from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
+from ai_ticket.web.cors import Cors, parse_origins
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
 from ai_ticket.web.intake import Intake
+from ai_ticket.web.kobold import KoboldRoutes
 from ai_ticket.web.openai import OpenAIRoutes
+from ai_ticket.web.openapi import openapi_route
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
 from ai_ticket.web.site import Site
 from ai_ticket.web.tls import TlsConnections, server_context
@@ -143,6 +147,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     scrapers = make_connections(MAX_EXPORTER_CONNECTIONS, None)
     metrics_routes = [metrics_route(Scrapes(metrics.render, reactor).get)]
     pipeline = make_pipeline(settings, reactor, pool, registry)
+    generations = Generations(pipeline, reactor, lambda: (pipeline.depth, pipeline.in_flight))
     limiter, limiting = make_limiter(settings, reactor, metrics)
     gate = Gate(
         authenticator=authenticator,
@@ -154,7 +159,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     )
     intake = Intake(
         gate=gate,
-        pipeline=pipeline,
+        pipeline=generations,
         clock=reactor,
         max_body=settings.max_body_bytes,
         request_timeout=settings.request_timeout_seconds,
@@ -165,6 +170,15 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         intake, limits=limits, bodies=BodyLimits(settings.max_batch_body_bytes, settings.max_batch_events)
     )
     openai = OpenAIRoutes(intake, limits=limits, clock=reactor, backends=lambda: pool.states)
+    kobold = KoboldRoutes(
+        intake,
+        limits=limits,
+        clock=reactor,
+        backends=lambda: pool.states,
+        generations=generations,
+        tokenize=pool.tokenize,
+        protected=settings.ai_ticket_auth,
+    )
     loop = LoopWatch(reactor, metrics.reactor_lag)
     health = HealthRoutes(
         lambda: pool.states,
@@ -180,10 +194,18 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             tracer=tracing.tracer,
             new_request_id=lambda: secrets.token_hex(16),
             hsts_seconds=settings.hsts_seconds,
+            cors=Cors(parse_origins(settings.cors_allow_origins or "")),
         )
 
     site = make_site(
-        [*events.routes(), *openai.routes(), *health.routes(), *(metrics_routes if settings.metrics_on_tls else [])]
+        [
+            *events.routes(),
+            *openai.routes(),
+            *kobold.routes(),
+            *health.routes(),
+            openapi_route(limits, settings.max_batch_events),
+            *(metrics_routes if settings.metrics_on_tls else []),
+        ]
     )
     tls = TlsConnections(server_context(certificate_file, key_file, settings.tls_profile))
     secure = TLSMemoryBIOFactory(tls, False, ConnectionFactory(callers, site, secure=True), reactor)

@@ -1,5 +1,6 @@
 """The HTTP surface on a clock, with a pipeline in memory."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from few_calls import FewCalls
@@ -17,18 +18,26 @@ from memory_tracer import MemoryTracer
 from twisted.internet.task import Clock
 
 from ai_ticket.event import EventLimits
-from ai_ticket.interfaces import BackendState
+from ai_ticket.interfaces import BackendState, Tokens
+from ai_ticket.pipeline.generations import Generations
 from ai_ticket.telemetry.payloads import PayloadSampler
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.connections import Connection, Connections
+from ai_ticket.web.cors import Cors
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.intake import Intake
+from ai_ticket.web.kobold import KoboldRoutes
 from ai_ticket.web.openai import OpenAIRoutes
+from ai_ticket.web.openapi import openapi_route
 from ai_ticket.web.routes import BodyLimits, EventRoutes, HealthRoutes, metrics_route
-from ai_ticket.web.site import Site
+from ai_ticket.web.site import Route, Site
 
 MAX_BODY = 10_000
+
+
+async def no_tokens(text: str) -> None:
+    """No backend counts tokens."""
 
 
 @dataclass
@@ -43,9 +52,11 @@ class Surface:
     recorder: Recorded
     tracer: MemoryTracer
     backends: list[BackendState]
+    routes: list[Route]
     draining: bool = False
     short_of_memory: bool = False
     overload: str | None = None
+    tokenize: Callable[[str], Awaitable[Tokens | None]] = no_tokens
 
     def connect(self, *, secure: bool = False) -> tuple[Connection, MemoryTransport]:
         return connect(self.connections, self.site, secure=secure)
@@ -70,6 +81,7 @@ def make_surface() -> Surface:
     pipeline = MemoryPipeline()
     tracer = MemoryTracer(clock)
     ids = iter(range(10**6))
+    load = (3, 1)
     backends = [BackendState(name="a:1", up=True, slots=1, model="m")]
     authenticator = Authenticator(
         parse_token_list("secret, other"), enabled=True, recorder=recorder, invalid_tokens=FewCalls()
@@ -83,9 +95,10 @@ def make_surface() -> Surface:
         draining=lambda: found.draining,
         short_of_memory=lambda: found.short_of_memory,
     )
+    generations = Generations(pipeline, clock, lambda: load)
     intake = Intake(
         gate=gate,
-        pipeline=pipeline,
+        pipeline=generations,
         clock=clock,
         max_body=MAX_BODY,
         request_timeout=120,
@@ -94,19 +107,32 @@ def make_surface() -> Surface:
     limits = EventLimits(4096, 512)
     events = EventRoutes(intake, limits=limits, bodies=BodyLimits(3 * MAX_BODY, 20))
     openai = OpenAIRoutes(intake, limits=limits, clock=clock, backends=lambda: backends)
+    kobold = KoboldRoutes(
+        intake,
+        limits=limits,
+        clock=clock,
+        backends=lambda: backends,
+        generations=generations,
+        tokenize=lambda text: found.tokenize(text),
+        protected=True,
+    )
     health = HealthRoutes(lambda: backends, lambda: found.draining, lambda: found.overload)
+    routes = [
+        *events.routes(),
+        *openai.routes(),
+        *kobold.routes(),
+        *health.routes(),
+        openapi_route(limits, 20),
+        metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4")),
+    ]
     site = Site(
-        [
-            *events.routes(),
-            *openai.routes(),
-            *health.routes(),
-            metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4")),
-        ],
+        routes,
         clock=clock,
         recorder=recorder,
         tracer=tracer,
         new_request_id=lambda: f"id{next(ids)}",
         hsts_seconds=99,
+        cors=Cors(["https://page.test"]),
     )
-    found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, tracer, backends)
+    found = Surface(clock, site, make_connections(clock), pipeline, limiter, recorder, tracer, backends, routes)
     return found

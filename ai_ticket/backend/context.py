@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP
 from ai_ticket.backend.server import ModelServer
+from ai_ticket.backend.tokens import tokenize
 from ai_ticket.content import Message
 from ai_ticket.errors import ContextLengthExceeded, DomainError
 from ai_ticket.event import Event
@@ -24,10 +25,6 @@ class _Count(Struct):
 
 class _Prompt(Struct):
     prompt: str
-
-
-class _Tokens(Struct):
-    tokens: list[int]
 
 
 async def fit(event: Event, server: ModelServer, state: BackendState, timeout: float) -> Event:
@@ -65,19 +62,17 @@ def _most_tokens(event: Event) -> int:
 
 async def _count(event: Event, server: ModelServer, state: BackendState, timeout: float) -> int | None:
     """The prompt's tokens by the server's own count, or None where it does not count."""
-    tools = event.extra.get("tools")
-    if state.kind == KOBOLDCPP:
-        asked: dict[str, Any] = {"prompt": event.raw_prompt}
-        if event.raw_prompt is None:
+    prompt = event.raw_prompt
+    if prompt is None:
+        tools = event.extra.get("tools")
+        if state.kind == KOBOLDCPP:
             # It does not count tools, and words them in some way of its own.
             more = [Message("system", tools)] if tools is not None else []
-            asked = {"messages": [*event.messages, *more]}
-        return (await server.ask("/api/extra/tokencount", asked, _Count, timeout)).value
-    if state.kind == LLAMACPP:
-        prompt = event.raw_prompt
-        if prompt is None:
-            asked = {"messages": event.messages} | ({"tools": Raw(tools.encode())} if tools is not None else {})
-            prompt = (await server.ask("/apply-template", asked, _Prompt, timeout)).prompt
-        asked = {"content": prompt, "add_special": True}
-        return len((await server.ask("/tokenize", asked, _Tokens, timeout)).tokens)
-    return None
+            asked: dict[str, Any] = {"messages": [*event.messages, *more]}
+            return (await server.ask("/api/extra/tokencount", asked, _Count, timeout)).value
+        if state.kind != LLAMACPP:
+            return None
+        asked = {"messages": event.messages} | ({"tools": Raw(tools.encode())} if tools is not None else {})
+        prompt = (await server.ask("/apply-template", asked, _Prompt, timeout)).prompt
+    tokens = await tokenize(prompt, server, state.kind, timeout)
+    return None if tokens is None else tokens.count

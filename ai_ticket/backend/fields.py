@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP
+from ai_ticket.backend import samplers
+from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP
 from ai_ticket.event import Event
 from ai_ticket.interfaces import BackendState
 
@@ -19,12 +20,6 @@ _NATIVE = {
 """What KoboldCPP's own endpoints call it. Of OpenAI's two penalties they have one, for which either is taken."""
 
 _KOBOLDCPP_OPENAI = {"mirostat": "mirostat_mode"}
-_LLAMACPP = {
-    "rep_pen": "repeat_penalty",
-    "rep_pen_range": "repeat_last_n",
-    "typical": "typical_p",
-    "ban_eos_token": "ignore_eos",
-}
 
 _CHAT_ALONE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
 _PENALTIES = ("presence_penalty", "frequency_penalty")
@@ -37,7 +32,7 @@ def fields(event: Event, kind: str | None, *, openai: bool) -> dict[str, Any]:
     """
     asked = msgspec.to_builtins(event.parameters)
     if event.extra:
-        asked |= {name: Raw(text.encode()) for name, text in event.extra.items()}
+        asked |= {name: Raw(text.encode()) for name, text in samplers.equivalents(event.extra, kind).items()}
         if _one_penalty(kind, openai=openai):
             _leave_out_neutral(asked, event.extra)
     names = _names(kind, openai=openai)
@@ -61,14 +56,12 @@ def refused(event: Event, state: BackendState, *, chat: bool, openai: bool) -> s
             return name  # it has them, but not in a stream
     if _one_penalty(state.kind, openai=openai) and all(_number(extra, name) for name in _PENALTIES):
         return "frequency_penalty"
-    return None
+    return samplers.missing(extra, state.kind)
 
 
 def _names(kind: str | None, *, openai: bool) -> dict[str, str]:
     if not openai:
         return _NATIVE
-    if kind == LLAMACPP:
-        return _LLAMACPP
     return _KOBOLDCPP_OPENAI if kind == KOBOLDCPP else {}
 
 

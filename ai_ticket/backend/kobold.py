@@ -19,6 +19,7 @@ from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, shor
 from ai_ticket.backend.relay import Relay
 from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
 from ai_ticket.backend.sse import EventTooLarge, SSEDecoder
+from ai_ticket.backend.tokens import tokenize
 from ai_ticket.errors import (
     ApiConnectionError,
     ApiEndpointMissing,
@@ -29,7 +30,7 @@ from ai_ticket.errors import (
     DomainError,
 )
 from ai_ticket.event import Completion, Event, FinishReason
-from ai_ticket.interfaces import BackendRecorder, BackendState, Sink
+from ai_ticket.interfaces import BackendRecorder, BackendState, Sink, Tokens
 from ai_ticket.spans import NO_SPAN, Span
 
 PROBE_SECONDS = 5.0
@@ -103,6 +104,11 @@ class KoboldBackend:
         self._server.keeps_connections = info.kind == LLAMACPP
         self._state = found
         return found
+
+    async def tokenize(self, text: str) -> Tokens | None:
+        """The text's tokens by the server's own count; None where it does not tell."""
+        async with self._server.aside:
+            return await tokenize(text, self._server, self._state.kind, PROBE_SECONDS)
 
     async def settle(self) -> None:
         """Wait until the server has been told of every generation that was to be stopped, or could not be."""

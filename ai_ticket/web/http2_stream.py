@@ -13,7 +13,7 @@ from ai_ticket.web.connections import CLOSE_SECONDS, Connection
 from ai_ticket.web.heads import Http2Head
 from ai_ticket.web.http2_frames import Allowance
 from ai_ticket.web.http2_state import ServerConnection
-from ai_ticket.web.request import HeaderList, Request
+from ai_ticket.web.request import NO_CONTENT, HeaderList, Request
 
 MAX_PENDING = 65_536
 """Bytes of an answer in pieces that wait for the caller's window before its producer is slowed down."""
@@ -161,7 +161,8 @@ class Stream:
 
     def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
         """Send the answer, as far as flow control allows now."""
-        headers = [*headers, (b"content-length", b"%d" % content_length)]
+        if status != NO_CONTENT:
+            headers = [*headers, (b"content-length", b"%d" % content_length)]
         self._pending += body
         self._answer = _GIVEN
         if self._send_head(status, headers, end_stream=not body):

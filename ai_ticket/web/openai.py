@@ -11,6 +11,7 @@ from ai_ticket.errors import DomainError
 from ai_ticket.event import Chunks, Completion, Event, EventLimits
 from ai_ticket.interfaces import BackendState
 from ai_ticket.web.intake import Intake
+from ai_ticket.web.kobold_requests import is_tavern, read_tavern
 from ai_ticket.web.openai_faults import ModelNotFound, openai_error_event
 from ai_ticket.web.openai_requests import read_chat, read_text
 from ai_ticket.web.request import Request, Response
@@ -91,7 +92,10 @@ class TextForm(_Form):
 
     def read(self, body: bytes, request: Request) -> Event:
         """What a request asks for."""
-        return read_text(body, self._limits, id=f"cmpl-{request.id}", now=self._clock.seconds())
+        id, now = f"cmpl-{request.id}", self._clock.seconds()
+        if is_tavern(body):
+            return read_tavern(body, self._limits, Chunks(id, int(now)))
+        return read_text(body, self._limits, id=id, now=now)
 
     def whole(self, completion: Completion, event: Event, request: Request) -> Response:
         """The answer in one piece."""

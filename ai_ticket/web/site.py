@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
 from ai_ticket.spans import Span, Tracer
+from ai_ticket.web.cors import Cors
 from ai_ticket.web.error_forms import error_response
 from ai_ticket.web.faults import ExpectationFailed, MethodNotAllowed, NotFound, error_body
 from ai_ticket.web.request import HeaderList, Request, Response
@@ -46,12 +47,14 @@ Handler = Callable[[Request], Awaitable[Response | Streamed]]
 class Route(Struct, frozen=True):
     """What a path does, by method. HEAD is answered wherever GET is. What is `traced` has a span for each request.
 
-    A path that ends with a name in braces stands for all that go on in its place.
+    A path that ends with a name in braces stands for all that go on in its place. The `aliases` are further paths that
+    do the same, and go by the one path in logs and metrics.
     """
 
     path: str
     handlers: Mapping[str, Handler]
     traced: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> list[str]:
@@ -83,13 +86,15 @@ class Site:
         tracer: Tracer,
         new_request_id: Callable[[], str],
         hsts_seconds: int,
+        cors: Cors,
     ):
-        self._routes = {route.path: route for route in routes}
+        self._routes = {path: route for route in routes for path in (route.path, *route.aliases)}
         self._open_routes = [(route.path.partition("{")[0], route) for route in routes if route.path.endswith("}")]
         self._clock = clock
         self._recorder = recorder
         self._tracer = tracer
         self._new_request_id = new_request_id
+        self._cors = cors
         self._headers: HeaderList = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
         self._secure_headers = list(self._headers)
         if hsts_seconds:
@@ -119,6 +124,7 @@ class Site:
         """Answer a request whose head is complete."""
         request.id = self._request_id(request.headers)
         request.common_headers = self._common_headers(request.id, request.secure)
+        request.common_headers += self._cors.headers(request)
         self._in_flight[request] = None
         self._recorder.request_started()
         answering = Deferred.fromCoroutine(self._answer(request))
@@ -159,7 +165,9 @@ class Site:
                 raise NotFound
             if request.headers.get(b"expect", b"100-continue").lower() != b"100-continue":
                 raise ExpectationFailed
-            response = await route.handler(request.method)(request)
+            response = self._cors.preflight(request, route.allowed)
+            if response is None:
+                response = await route.handler(request.method)(request)
         except DomainError as error:
             failed = error
         except CancelledError:  # by `cut`, or because the caller is gone

@@ -73,6 +73,7 @@ def plain_shapes() -> Iterator[tuple[str, bytes]]:
         yield f"field {name}", post("/events", b"[]", extra=f"{name.partition(':')[0]}: {value}\r\n")
     yield "99 fields", post("/event", b"{}", extra="".join(f"x{number}: {'a' * 150}\r\n" for number in range(95)))
     yield "pipelined", b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000
+    yield "pipelined metrics", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 500
     yield "pipelined events", post("/event", b'{"content":7}') * 5000
     yield "pipelined refusals", b"POST /event HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n " * 10_000
 

@@ -5,7 +5,7 @@ import pytest
 from fuzz.targets import TARGETS, try_case
 
 SEED = 1
-CASES = {"http1": 1500, "http2": 500, "bodies": 600, "backend": 300}
+CASES = {"http1": 1000, "http2": 300, "bodies": 500, "backend": 300}
 
 # Seeds, targets and cases that went wrong once.
 FOUND = [
