@@ -257,7 +257,12 @@ class Http1:
     def abort(self) -> None:
         """Cut the answer in pieces: what there is of it is sent, and a chunked body without its end shows the cut."""
         self._answer = None
-        self._close_after_answer(CUT_SECONDS)
+        if self._connection.full:  # who does not read would not take the rest either
+            self._state = _CLOSED
+            self._request = None
+            self._connection.abort()
+        else:
+            self._close_after_answer(CUT_SECONDS)
 
     def _answered(self, last: bool) -> None:
         if last:
