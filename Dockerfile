@@ -7,11 +7,17 @@ ARG EXTRAS=redis
 FROM ${BASE} AS build
 ARG EXTRAS
 WORKDIR /src
+# Nothing comes from elsewhere but wheels of the versions, with the hashes, that are locked; of them what EXTRAS needs is
+# installed. See ops/lock.sh.
+COPY ops/requirements.lock ./
+RUN pip download --quiet --no-cache-dir --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+    --requirement requirements.lock --dest /wheels
 COPY setup.py pyproject.toml README.md ./
 COPY ai_ticket ai_ticket
 COPY twisted twisted
 RUN python -m venv /opt/ai-ticket \
-    && /opt/ai-ticket/bin/pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[$EXTRAS]}"
+    && /opt/ai-ticket/bin/pip install --no-cache-dir --disable-pip-version-check --no-index --find-links /wheels \
+    ".${EXTRAS:+[$EXTRAS]}"
 # Twisted's list of plugins, which the service could not write.
 RUN /opt/ai-ticket/bin/python -I -c "import twisted.plugin, twisted.application.service as service; \
     list(twisted.plugin.getPlugins(service.IServiceMaker))"

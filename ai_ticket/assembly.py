@@ -24,12 +24,19 @@ from ai_ticket.backend.server import ModelServer
 from ai_ticket.interfaces import Backend, Limiter
 from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.limit.memory import MemoryLimiter
+from ai_ticket.listening import Listeners
+from ai_ticket.memory import release_memory
+from ai_ticket.overload import MemoryWatch, Strain
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.backend_metrics import BackendMetrics, watch_backends
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS
+from ai_ticket.web.connections import Connections
+
+SHED_AT_A_TIME = 256
+"""Idle connections that are closed each second when memory is short: more would hold up those that are not idle."""
 
 
 def make_limiter(settings: Settings, reactor: Any, metrics: Metrics) -> tuple[Limiter | None, list[Service]]:
@@ -152,14 +159,10 @@ def make_backends(
     total = sum(len(rank) for rank in ranks)
     passwords = iter(parse_passwords(settings.koboldcpp_password, total))
     slots = iter(parse_slots(settings.koboldcpp_slots, total))
-    http, kept_http = (
-        make_http_client(
-            reactor,
-            ca_file=settings.koboldcpp_ca_file,
-            connect_timeout=settings.koboldcpp_connect_timeout_seconds,
-            keep=keep,
-        )
-        for keep in (False, True)
+    http = make_http_client(
+        reactor,
+        ca_file=settings.koboldcpp_ca_file,
+        connect_timeout=settings.koboldcpp_connect_timeout_seconds,
     )
 
     def make_backend(address: BackendAddress) -> tuple[KoboldBackend, Locate]:
@@ -171,7 +174,7 @@ def make_backends(
             locate = lambda: location  # noqa: E731
         backend = KoboldBackend(
             address.name,
-            ModelServer(http, kept_http, reactor, locate),
+            ModelServer(http, reactor, locate),
             clock=reactor,
             timeouts=BackendTimeouts(
                 settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds
@@ -197,3 +200,36 @@ def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random
         # llama.cpp's threads else spin while they wait for each other: on a busy machine that took ten times as long.
         | {"OMP_WAIT_POLICY": "passive"},
     )
+
+
+def make_memory_watch(
+    reactor: Any,
+    metrics: Metrics,
+    callers: Connections,
+    listeners: Listeners,
+    *,
+    limit: int | None,
+    used: Callable[[], int | None],
+) -> MemoryWatch:
+    """What keeps the memory within its limit, and its metrics. `limit`, `used`: as `MemoryWatch` has them."""
+
+    def relieve(strain: Strain) -> None:
+        callers.keep(strain < Strain.BRIEF)
+        if strain >= Strain.REFUSING:
+            callers.shed(SHED_AT_A_TIME)
+        listeners.accept(strain < Strain.CLOSED)
+
+    watch = MemoryWatch(
+        reactor,
+        limit=limit,
+        used=used,
+        release=release_memory,
+        act=relieve,
+    )
+    metrics.watch(
+        "overload_level",
+        "Memory is short: 0 no, 1 connections are not kept, 2 and events refused, 3 and nobody let in.",
+        lambda: watch.strain,
+    )
+    metrics.watch("memory_limit_bytes", "What memory is measured against; 0: nothing.", lambda: watch.limit or 0)
+    return watch

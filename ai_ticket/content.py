@@ -14,11 +14,29 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 _ROLES = get_args(Role)
 
 
-class Message(Struct, frozen=True, gc=False):
-    """One message of a conversation."""
+class Function(Struct, frozen=True, gc=False):
+    """A function that a model calls; `arguments` is JSON text as the model wrote it, which may be none."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, gc=False):
+    """A call that a model makes, to be answered by a message of the role `tool` with its id."""
+
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class Message(Struct, frozen=True, gc=False, omit_defaults=True):
+    """One message of a conversation. The last three only OpenAI's clients send."""
 
     role: Role
     content: str
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class _Part(Struct, gc=False):

@@ -18,9 +18,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ai_ticket.backend.address import parse_api_urls, parse_passwords, parse_slots
-from ai_ticket.settings import MORE_SPECIFIC, NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
+from ai_ticket.settings import MORE_SPECIFIC, Settings, Variable, bare_type, variables
 from ai_ticket.telemetry.tracing_values import parse_endpoint, parse_headers, parse_pairs
 from ai_ticket.tokens import parse_token_list
+from ai_ticket.web.cors import parse_origins
 
 ENV_FILE = "AI_TICKET_ENV_FILE"
 FILE_TWINS = {"KOBOLDCPP_PASSWORD_FILE": "KOBOLDCPP_PASSWORD", "REDIS_URL_FILE": "REDIS_URL"}
@@ -28,6 +29,7 @@ OWN_PREFIXES = ("AI_TICKET_", "KOBOLDCPP_", "RATE_LIMIT_", "OTEL_")
 LARGEST_FILE = 1_048_576
 
 _PARSERS: dict[str, Callable[[str], object]] = {
+    "CORS_ALLOW_ORIGINS": parse_origins,
     "OTEL_RESOURCE_ATTRIBUTES": parse_pairs,
     "OTEL_EXPORTER_OTLP_HEADERS": parse_headers,
     "OTEL_EXPORTER_OTLP_ENDPOINT": parse_endpoint,
@@ -183,11 +185,15 @@ def read_file(path: str) -> str:
 
     @raise OSError: it can't be read, or is not a regular file. @raise ValueError: it is too large or not UTF-8.
     """
-    with open(path, encoding="utf-8-sig", opener=_open_regular) as file:
+    with open(path, encoding="utf-8-sig", opener=open_regular) as file:
         return _text(file)
 
 
-def _open_regular(path: str, flags: int) -> int:
+def open_regular(path: str, flags: int) -> int:
+    """An opener for `open` that waits for nobody.
+
+    @raise OSError: it can't be opened, or is not a regular file.
+    """
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     # The null device is how to say that there is to be nothing.
@@ -275,12 +281,10 @@ def _contradictions(settings: Settings) -> list[str]:
 
 
 def _warnings(values: Mapping[str, tuple[str, str]], settings: Settings) -> list[str]:
-    known = {*variables(), *FILE_TWINS, *NOT_YET_IN_FORCE, *_GENERAL, ENV_FILE}
+    known = {*variables(), *FILE_TWINS, *_GENERAL, ENV_FILE}
     warnings = []
     for name in sorted(values):
-        if name in NOT_YET_IN_FORCE:
-            warnings.append(f"{name}: not yet in force, the value has no effect")
-        elif name.startswith(OWN_PREFIXES) and name not in known:
+        if name.startswith(OWN_PREFIXES) and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             what = "not used, the value has no effect" if name.startswith("OTEL_") else "unknown variable"
             warnings.append(f"{name}: {what}" + (f"; did you mean {nearest[0]}?" if nearest else ""))

@@ -47,6 +47,13 @@ class InvalidParameter(DomainError):
     default_message = "A field of the event has a wrong type or value."
 
 
+class UnsupportedParameter(DomainError):
+    """The model server has no way to do it; `details` is the field's name alone. Another server may have."""
+
+    code = "unsupported_parameter"
+    default_message = "The model server has no such parameter."
+
+
 class PromptExtractionFailed(DomainError):
     code = "prompt_extraction_failed"
     default_message = "No prompt could be found in the event's content."

@@ -3,10 +3,10 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from ai_ticket import strictjson
-from ai_ticket.content import Message, Options, absent, read_content
+from ai_ticket.content import Message, Options, ToolCall, absent, read_content
 from ai_ticket.errors import (
     InvalidInputFormat,
     InvalidParameter,
@@ -15,7 +15,8 @@ from ai_ticket.errors import (
 )
 from ai_ticket.strictjson import LONE_SURROGATE_MARK, JSONError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+"""Why an answer ended; `tool_calls` only where tools were offered."""
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_TOP_K = 2**31 - 1
@@ -34,10 +35,27 @@ class Parameters(Struct, frozen=True, omit_defaults=True):
     stop: list[str] | None = None
 
 
+class Chunks(Struct, frozen=True):
+    """An answer in pieces as OpenAI's chunks, all with this `id`; `created` is in seconds since 1970.
+
+    `usage`: the last of them is to tell the tokens.
+    """
+
+    id: str
+    created: int
+    usage: bool = False
+
+
 class Event(Struct, frozen=True):
-    """A caller's event, validated: a conversation with at least one user message, and how to answer it.
+    """A caller's event, validated: a conversation, or a `raw_prompt` and no messages; and how to answer it.
 
     `max_tokens_given` says that the caller named `max_tokens`; a default may be lowered to what fits the context.
+
+    `extra` are further fields for the model server, by OpenAI's names or KoboldCPP's, each value as JSON text. A server
+    that can't have one of them refuses it. `chunks`: a sink gets OpenAI's chunks, not texts.
+
+    `key` is what its caller calls the generation, to ask after it and to stop it (`interfaces.Generations`): maybe
+    nothing, or what others call theirs; None where the caller can do neither.
     """
 
     messages: list[Message]
@@ -45,10 +63,16 @@ class Event(Struct, frozen=True):
     max_tokens_given: bool = True
     stream: bool = False
     metadata: dict[str, str] | None = None
+    raw_prompt: str | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    chunks: Chunks | None = None
+    key: str | None = None
 
     @property
     def prompt(self) -> str:
-        """For endpoints that take only a prompt: the user's texts, a line each."""
+        """For endpoints that take only a prompt: the raw one, or the user's texts, a line each."""
+        if self.raw_prompt is not None:
+            return self.raw_prompt
         return "\n".join(message.content for message in self.messages if message.role == "user")
 
 
@@ -61,13 +85,20 @@ class Usage(Struct, frozen=True):
 
 
 class Completion(Struct, frozen=True):
-    """A model's whole answer. `usage` is None where no token counts are told; `backend` is whose answer it is."""
+    """A model's whole answer. `usage` is None where no token counts are told; `backend` is whose answer it is.
+
+    `reasoning` is what the model thought before it answered, where the server tells the two apart. `logprobs` is what
+    it says of each token, as JSON text of an array, where that was asked for.
+    """
 
     text: str
     finish_reason: FinishReason
     model: str
     usage: Usage | None
     backend: str = ""
+    tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
+    logprobs: str | None = None
 
 
 class EventLimits(Struct, frozen=True):

@@ -6,7 +6,7 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 
-from ai_ticket.event import Completion, Event, Usage
+from ai_ticket.event import Completion, Event, FinishReason, Usage
 from ai_ticket.spans import NO_SPAN, Span
 
 
@@ -48,7 +48,10 @@ class Limiter(Protocol):
 
 
 class BackendState(Struct, frozen=True):
-    """What was last learnt of a model server, without asking it. `error` says why it can't be used, where it can't."""
+    """What was last learnt of a model server, without asking it. `error` says why it can't be used, where it can't.
+
+    `tools`: whether its model can be offered any; None where the server does not tell.
+    """
 
     name: str
     up: bool
@@ -57,14 +60,28 @@ class BackendState(Struct, frozen=True):
     version: str | None = None
     model: str | None = None
     context_length: int | None = None
+    tools: bool | None = None
     error: str | None = None
 
 
+class Tokens(Struct, frozen=True):
+    """A text in a model's tokens: how many, and which, where that is known."""
+
+    count: int
+    ids: list[int]
+
+
 class Sink(Protocol):
-    """Takes an answer's text as it comes, and may ask for it to come slower."""
+    """Takes an answer as it comes, and may ask for it to come slower.
+
+    It comes as text, or where the event asks for them as OpenAI's chunks; then the `Completion` has none of it.
+    """
 
     def write(self, text: str) -> None:
         """Some text has come; never empty."""
+
+    def relay(self, chunks: bytes) -> None:
+        """Some chunks have come, each a whole server-sent event. The `[DONE]` at the end is not among them."""
 
     def attach(self, producer: IPushProducer) -> None:
         """From here the text comes: pausing it slows the model server's stream down."""
@@ -91,6 +108,12 @@ class Backend(Protocol):
 
     async def probe(self) -> BackendState:
         """Ask the server what it is, without generating anything. Never fails: the state says what is wrong."""
+
+    async def tokenize(self, text: str) -> Tokens | None:
+        """The text's tokens by the server's own count; None where it does not tell.
+
+        @raise DomainError: one of the `Api...` errors, or `DeadlineExceeded`.
+        """
 
     async def settle(self) -> None:
         """Wait until it has been told of every generation that was to be stopped, or could not be. Never fails."""
@@ -149,6 +172,43 @@ class Pipeline(Protocol):
         """Which place in the queue it has, 1 being the next; None once it has begun."""
 
 
+class Figures(Struct, frozen=True):
+    """How many events wait and are under way, whoever sent them; and what a client itself has had.
+
+    `generations` since the start of the service. Of the last of them: `idle_seconds` since it ended, `prompt_seconds`
+    until its first text came, `seconds` from there to its end.
+    """
+
+    queue: int
+    in_flight: int
+    generations: int = 0
+    idle_seconds: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_seconds: float = 0.0
+    seconds: float = 0.0
+    finish_reason: FinishReason | None = None
+
+
+class Generations(Protocol):
+    """What clients may know of their own generations, and do to them. Nobody's key reaches those of another client.
+
+    A `key` is as the client gave it (`Event.key`). With an empty one the client means the only generation that it has.
+    """
+
+    async def text(self, client: str, key: str) -> str:
+        """What has come so far; empty where there is no such generation."""
+
+    async def stop(self, client: str, key: str) -> bool:
+        """End those of this key, as if the model had stopped there.
+
+        Whether it is as the client wants it: there was any, or it has none at all and called no key.
+        """
+
+    async def figures(self, client: str) -> Figures:
+        """What has been going on."""
+
+
 class PipelineRecorder(Protocol):
     """Is told what happens in the pipeline."""
 
@@ -202,3 +262,6 @@ class Recorder(Protocol):
 
     def rate_limited(self, reason: str) -> None:
         """A request was refused: its client's `quota` is used up, or its address sent too many an `invalid_token`."""
+
+    def tls_handshake_failed(self, reason: str) -> None:
+        """A connection ended before TLS was up: by a `protocol` error, a `timeout`, or because the peer `closed` it."""

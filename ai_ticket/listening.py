@@ -27,6 +27,7 @@ class Endpoint(Struct, frozen=True):
     """What to listen for. An empty host means all addresses, IPv6 and IPv4; no port: only if a socket is passed.
 
     Without a factory nobody is let in here: the port is held for other processes, which inherit it.
+    `always`: it is for the operator, who must get in also when callers are not let in (see `Listeners.accept`).
     """
 
     name: str
@@ -34,6 +35,7 @@ class Endpoint(Struct, frozen=True):
     host: str
     port: int | None
     factory: IProtocolFactory | None
+    always: bool = False
 
 
 class Held(Struct, frozen=True):
@@ -72,6 +74,8 @@ class Listeners:
         self._bound: list[IListeningPort] = []
         self._adopted: list[IListeningPort] = []
         self.held: list[Held] = []
+        self._for_callers: list[Any] = []
+        self._accepting = True
 
     def open(self) -> None:
         """Listen.
@@ -89,6 +93,16 @@ class Listeners:
             elif endpoint.port is not None:
                 self._bind(endpoint, endpoint.port)
 
+    def accept(self, accept: bool) -> None:
+        """Whether callers are let in, or wait in the kernel; let in they are at first."""
+        if accept != self._accepting:
+            self._accepting = accept
+            for port in self._for_callers:
+                if accept:
+                    port.startReading()
+                else:
+                    port.stopReading()
+
     async def close(self) -> None:
         """Take those whom the kernel has let in already, and listen no more.
 
@@ -96,6 +110,7 @@ class Listeners:
         stays open where it is inherited.
         """
         self._let_go()
+        self._for_callers.clear()
         await self._stop(self._adopted)
         ignored = [_let_nobody_in(port) for port in self._bound]
         if any(ignored):
@@ -107,6 +122,7 @@ class Listeners:
     async def close_at_once(self) -> None:
         """Listen no more, whoever waits."""
         self._let_go()
+        self._for_callers.clear()
         await self._stop(self._adopted)
         await self._stop(self._bound)
 
@@ -131,6 +147,7 @@ class Listeners:
         with passed:
             port = self._reactor.adoptStreamPort(passed.fileno(), passed.family, endpoint.factory)
         self._adopted.append(port)
+        self._let_in_by(endpoint, port)
         self._listening(endpoint, _address(port), "passed by systemd")
 
     def _bind(self, endpoint: Endpoint, number: int) -> None:
@@ -159,7 +176,12 @@ class Listeners:
             return found
         port = self._reactor.listenTCP(number, endpoint.factory, backlog=BACKLOG, interface=host)
         self._bound.append(port)
+        self._let_in_by(endpoint, port)
         return _address(port)
+
+    def _let_in_by(self, endpoint: Endpoint, port: Any) -> None:
+        if not endpoint.always:
+            self._for_callers.append(port)
 
     def _listening(self, endpoint: Endpoint, address: tuple[Any, ...], origin: str) -> None:
         self._log.info(

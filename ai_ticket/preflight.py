@@ -14,10 +14,14 @@ from ai_ticket.backend.address import parse_api_urls
 from ai_ticket.backend.http_client import trust_root
 from ai_ticket.environment import ENV_FILE, Loaded, problem, read_file
 from ai_ticket.limit.address import parse_redis_url
+from ai_ticket.memory import MEGABYTE, memory_limit, used_memory
 from ai_ticket.settings import Settings, variables
 from ai_ticket.tokens import parse_tokens
 from ai_ticket.web.tls import CertificateError, certificate_warnings, server_context
 from ai_ticket.workers.cores import worker_count
+
+LEAST_MEMORY = 128 * MEGABYTE
+"""The service takes some 60 MB while it does nothing."""
 
 
 def problems(settings: Settings) -> list[str]:
@@ -34,7 +38,12 @@ def problems(settings: Settings) -> list[str]:
 
 def warnings(loaded: Loaded) -> list[str]:
     """One line for each thing that the operator may not have meant. Looks at files, so it blocks."""
-    return [*_open_files(loaded), *_open_doors(loaded.settings), *_certificate_dates(loaded.settings)]
+    return [
+        *_open_files(loaded),
+        *_open_doors(loaded.settings),
+        *_little_memory(loaded.settings),
+        *_certificate_dates(loaded.settings),
+    ]
 
 
 def _open_files(loaded: Loaded) -> Iterator[str]:
@@ -49,12 +58,16 @@ def _open_files(loaded: Loaded) -> Iterator[str]:
 
 def _others_may(path: str, variable: str) -> Iterator[str]:
     try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+        status = os.stat(path)
     except OSError:
         return  # where it matters, `problems` says so
-    can = " and ".join(word for bit, word in ((stat.S_IROTH, "read"), (stat.S_IWOTH, "change")) if mode & bit)
-    if can:
-        yield f"{variable}: every user of this machine may {can} {path} (mode {mode:04o}); chmod 600 it"
+    mode = stat.S_IMODE(status.st_mode)
+    # What belongs to somebody else is ours to read by its group. What is ours needs none.
+    group = mode >> 3 if status.st_uid == os.geteuid() else 0
+    for who, bits in (("every user of this machine", mode), (f"the group {status.st_gid}", group & ~mode)):
+        can = " and ".join(word for bit, word in ((stat.S_IROTH, "read"), (stat.S_IWOTH, "change")) if bits & bit)
+        if can:
+            yield f"{variable}: {who} may {can} {path} (mode {mode:04o}); chmod 600 it"
 
 
 def _open_doors(settings: Settings) -> Iterator[str]:
@@ -70,16 +83,30 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _little_memory(settings: Settings) -> Iterator[str]:
+    limit = memory_limit(settings.memory_limit_mb)
+    if limit is None:
+        return
+    if used_memory() is None:
+        yield "MEMORY_LIMIT_MB: of no effect, for this system does not tell how much memory a process uses"
+    elif limit < LEAST_MEMORY:
+        what = "the control group" if settings.memory_limit_mb is None else "MEMORY_LIMIT_MB"
+        yield (
+            f"{what} limits memory to {limit // MEGABYTE} MB: what is refused near that limit may be refused for ever; "
+            f"{LEAST_MEMORY // MEGABYTE} MB is the least that makes sense"
+        )
+
+
 def _certificate(settings: Settings) -> Iterator[str]:
     try:
-        server_context(settings.tls_cert_file, settings.tls_key_file)
+        server_context(settings.tls_cert_file, settings.tls_key_file, settings.tls_profile)
     except CertificateError as error:
         yield str(error)
 
 
 def _certificate_dates(settings: Settings) -> Iterator[str]:
     try:
-        context = server_context(settings.tls_cert_file, settings.tls_key_file)
+        context = server_context(settings.tls_cert_file, settings.tls_key_file, settings.tls_profile)
     except CertificateError:
         return  # `problems` says so
     yield from certificate_warnings(context, settings.tls_cert_file, time.time())

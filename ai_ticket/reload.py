@@ -11,7 +11,7 @@ from ai_ticket.environment import ConfigurationError, Loaded, load_again, overri
 from ai_ticket.settings import variables
 from ai_ticket.telemetry.logs import LEVELS
 from ai_ticket.web.auth import InThread, TokenFile
-from ai_ticket.web.tls import CertificateError, TlsConnections, certificate_warnings, server_context
+from ai_ticket.web.tls import CertificateError, Profile, TlsConnections, certificate_warnings, server_context
 
 
 class LiveSettings:
@@ -94,6 +94,7 @@ class Reloadable:
         tls: TlsConnections,
         certificate_file: str,
         key_file: str,
+        tls_profile: Profile,
         read_certificate: Callable[[], Callable[[], None]] | None = None,
     ):
         """@param read_certificate: reads the certificate, blocking, and returns what puts it into force; by default
@@ -103,6 +104,7 @@ class Reloadable:
         self._settings = settings
         self._tls = tls
         self._certificate_files = certificate_file, key_file
+        self._tls_profile = tls_profile
         self._read_certificate = read_certificate or self._read_for_here
         self._one_at_a_time = DeferredLock()
 
@@ -128,5 +130,5 @@ class Reloadable:
             self._log.info("certificate {path} read", path=self._certificate_files[0])
 
     def _read_for_here(self) -> Callable[[], None]:
-        context = server_context(*self._certificate_files)
+        context = server_context(*self._certificate_files, self._tls_profile)
         return lambda: setattr(self._tls, "context", context)

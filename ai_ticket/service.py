@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import IService, MultiService, Service
@@ -20,6 +21,12 @@ from ai_ticket.web.connections import Connections
 
 STOP_SECONDS = 10.0
 """How long a part of the background may take to end."""
+
+LEAVE_SECONDS = 5.0
+"""How long the process may take to go once all has ended: a thread may still be waiting for a name server."""
+
+HURRIED_SECONDS = 0.5
+"""The same after a second signal."""
 
 CERTIFICATE_SECONDS = 86_400.0
 """Between two looks at whether the certificate is about to expire."""
@@ -45,7 +52,9 @@ class AITicket(MultiService):
         reloadable: Reloadable,
         reload_interval: float,
         in_thread: InThread,
+        leave: Callable[[float], None],
     ):
+        """@param leave: has the process end within so many seconds, whatever its threads do, and hear no signal."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
         self._logs = logs
@@ -56,6 +65,7 @@ class AITicket(MultiService):
         self._systemd = systemd
         self._reloadable = reloadable
         self._in_thread = in_thread
+        self._leave = leave
         self._reload_interval = reload_interval
         self._token_watch = LoopingCall(self._reload_tokens, reloadable.token_file)
         self._certificate_watch = LoopingCall(self._warn_of_certificate)
@@ -118,6 +128,8 @@ class AITicket(MultiService):
                 await self._ended(child)
         self._drain.report()
         self._systemd.stop()
+        if self._draining is not None:
+            self._leave(HURRIED_SECONDS if self._hurried else LEAVE_SECONDS)
 
     async def _ended(self, child: Service) -> None:
         """End a part of the background, which may take a while, but not for ever."""

@@ -33,6 +33,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     http_port: Annotated[Port | None, _help("port of a plain HTTP endpoint for use behind a proxy; unset: none")] = None
     tls_cert_file: Annotated[Text, _help("certificate chain of the HTTPS endpoint, PEM")] = "ops/certs/server.crt"
     tls_key_file: Annotated[Text, _help("private key of the certificate, PEM")] = "ops/certs/server.key"
+    tls_profile: Annotated[
+        Literal["intermediate", "modern"],
+        _help("profile of Mozilla's that TLS follows; modern: TLS 1.3 alone"),
+    ] = "intermediate"
     hsts_seconds: Annotated[
         int, Meta(ge=0, le=63_072_000), _help("max-age of Strict-Transport-Security on HTTPS answers; 0: not sent")
     ] = 0
@@ -47,8 +51,17 @@ class Settings(Struct, frozen=True, kw_only=True):
         _help("processes that serve callers, for several cores; auto: as many as there are cores"),
     ] = "1"
     max_connections: Annotated[Count, _help("open connections from callers, the exporter's not counted")] = 10_000
+    max_connections_per_client: Annotated[
+        Count, _help("open connections from one IP address (IPv6: its /64); of no effect with TRUST_PROXY_COUNT")
+    ] = 1000
+    memory_limit_mb: Annotated[
+        Annotated[int, Meta(ge=0, le=16_777_216)] | None,
+        _help("memory in MiB close to which less is taken on; 0: no limit; unset: the control group's, if it has one"),
+    ] = None
     header_timeout_seconds: Annotated[Seconds, _help("time for a whole request head")] = 10.0
-    body_timeout_seconds: Annotated[Seconds, _help("time for a whole request body")] = 30.0
+    body_timeout_seconds: Annotated[
+        Seconds, _help("time for a whole request body, and a second more for each 4 KiB of it")
+    ] = 30.0
     keepalive_timeout_seconds: Annotated[Seconds, _help("time that an idle connection is kept")] = 75.0
     max_body_bytes: Annotated[
         int, Meta(ge=1024, le=67_108_864), _help("size of the body of one event; larger ones get 413")
@@ -62,6 +75,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     ai_ticket_auth_token_reload_interval: Annotated[
         Seconds, _help("time between looks at whether the token file has changed")
     ] = 30.0
+
+    cors_allow_origins: Annotated[
+        Text | None,
+        _help("origins whose web pages may call, as `https://host` or `https://host:port`, separated by commas"),
+    ] = None
 
     trust_proxy_count: Annotated[
         Annotated[int, Meta(ge=0, le=16)],
@@ -222,14 +240,6 @@ class Settings(Struct, frozen=True, kw_only=True):
         Count, _help("characters of an attribute's value; longer ones are cut")
     ] = 4096
     otel_span_link_count_limit: Annotated[Count, _help("links of a span to others; further ones are left out")] = 128
-
-
-NOT_YET_IN_FORCE = frozenset(
-    """
-    CORS_ALLOW_ORIGINS MAX_CONNECTIONS_PER_CLIENT MEMORY_LIMIT_MB
-    """.split()
-)
-"""Variables of the contract whose feature comes later: known, answered with a warning, without effect."""
 
 
 MORE_SPECIFIC = {

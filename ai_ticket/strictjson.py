@@ -23,6 +23,7 @@ _CHECK_DEPTH = sys.version_info >= (3, 12)
 """Up to Python 3.11 the decoder shares the interpreter's recursion limit of 1,000; later it goes ten times as deep."""
 
 _BLOCK = 400
+_MOST_BRACKETS = 65_536
 _OPENERS_AND_QUOTES = bytes.maketrans(b"{}", b"[]")
 _ALL_BUT_OPENERS_AND_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
 _MOST_LONE_SURROGATES = 1000
@@ -82,10 +83,7 @@ def too_deep(body: bytes) -> bool:
     """
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return False
-    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    bare = bare.translate(_OPENERS_AND_QUOTES, _ALL_BUT_OPENERS_AND_QUOTES)
-    # Of strings only their quotes are left, so an empty pair can go: what is inside and what outside stays the same.
-    brackets = b"".join(bare.replace(b'""', b"").split(b'"')[::2])
+    brackets = _brackets(body)
     depth = 0
     for start in range(0, len(brackets), _BLOCK):
         block = brackets[start : start + _BLOCK]
@@ -93,3 +91,26 @@ def too_deep(body: bytes) -> bool:
         if depth > MAX_DEPTH:
             return True
     return False
+
+
+def deeper_than(text: bytes, levels: int) -> bool:
+    """Whether a part of a document nests deeper than so many levels, of which there are to be few.
+
+    It takes as many passes over the brackets, so a part with very many of them counts as deeper whatever it is.
+    """
+    brackets = _brackets(text)
+    if len(brackets) > _MOST_BRACKETS:
+        return True
+    for _ in range(levels):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+def _brackets(body: bytes) -> bytes:
+    """The brackets and braces outside of strings, all as brackets."""
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    bare = bare.translate(_OPENERS_AND_QUOTES, _ALL_BUT_OPENERS_AND_QUOTES)
+    # Of strings only their quotes are left, so an empty pair can go: what is inside and what outside stays the same.
+    return b"".join(bare.replace(b'""', b"").split(b'"')[::2])

@@ -18,13 +18,15 @@ from ai_ticket import preflight, twistd
 from ai_ticket.assembly import forgetting, make_invalid_tokens, make_limiter, make_pipeline, make_pool
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.listening import Listeners
+from ai_ticket.memory import memory_limit, used_memory
+from ai_ticket.pipeline.generations import Generations
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
 from ai_ticket.surface import make_surface
 from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.logs_output import Stream
-from ai_ticket.telemetry.metrics import Metrics
+from ai_ticket.telemetry.metrics import Metrics, Scrapes
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.telemetry.tracing_setup import make_tracing
 from ai_ticket.tokens import parse_token_list
@@ -106,8 +108,9 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     )
     pool, children = make_pool(settings, reactor, random, registry)
     pipeline = make_pipeline(settings, reactor, pool, registry)
+    generations = Generations(pipeline, reactor, lambda: (pipeline.depth, pipeline.in_flight))
     limiter, limiting = make_limiter(settings, reactor, metrics)
-    tls = TlsConnections(server_context(certificate_file, key_file))
+    tls = TlsConnections(server_context(certificate_file, key_file, settings.tls_profile))
     systemd = Systemd(os.environ, reactor)
 
     async def render(accept: str) -> tuple[bytes, str]:
@@ -121,16 +124,21 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         tracing=tracing,
         authenticator=authenticator,
         limiter=limiter,
-        pipeline=pipeline,
+        pipeline=generations,
+        drained=pipeline,
+        generations=generations,
+        tokenize=pool.tokenize,
         states=lambda: pool.states,
         settle=lambda: Deferred.fromCoroutine(pool.settle()),
         tls=tls,
-        render=render,
+        render=Scrapes(render, reactor).get,
         exported=True,
         listen=lambda endpoints: Listeners(
             reactor, endpoints, lambda names: passed_sockets(environment_at_start(), names)
         ),
         systemd=systemd,
+        memory_limit=memory_limit(settings.memory_limit_mb),
+        used_memory=used_memory,
     )
     live_settings = LiveSettings(
         loaded,
@@ -139,6 +147,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             "LOG_LEVEL": lambda level: setattr(logs, "level", level),
             "LOG_PAYLOADS": lambda text: setattr(logs.payloads, "a_minute", payloads_a_minute(text)),
             "MAX_CONCURRENCY": pipeline.set_max_concurrency,
+            "MEMORY_LIMIT_MB": lambda megabytes: setattr(surface.memory, "limit", memory_limit(megabytes)),
         },
     )
     service = AITicket(
@@ -155,13 +164,16 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
             tls=tls,
             certificate_file=certificate_file,
             key_file=key_file,
+            tls_profile=settings.tls_profile,
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     metrics.watch("server_workers", "Processes that serve callers.", lambda: 1)
     # They end in this order: callers' quotas after what they ask for, and last tracing, which tells of all.
-    for child in (pipeline, *children, *limiting, forgetting(invalid_tokens, reactor), tracing):
+    background = (surface.loop, surface.memory, pipeline, *children, *limiting)
+    for child in (*background, forgetting(invalid_tokens, reactor), tracing):
         child.setServiceParent(service)
     return service
 

@@ -1,7 +1,13 @@
-"""What twistd was asked to do with the log, and does not do where a service brings a log of its own, as ours does."""
+"""What twistd was asked to do with the log, and does not do where a service brings a log of its own, as ours does.
+
+And how its process ends in time: Twisted waits for its threads, and there is no way to stop one that waits itself.
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from getopt import GetoptError, getopt
 from typing import Any
 
@@ -55,3 +61,21 @@ def _asked(options: Options, argv: Sequence[str]) -> Mapping[Any, Any]:
 
 
 _FOREGROUND = {"nodaemon": True}
+
+
+def leave(seconds: float, last: Callable[[], object]) -> None:
+    """Have the process end within so many seconds, with status 0, whatever its threads do; signals change nothing now.
+
+    While Python ends it would give each signal back its default, which for most of them is to kill.
+
+    @param last: what is to be done before, if the time is used up.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+    def end() -> None:
+        time.sleep(seconds)
+        last()
+        os._exit(0)
+
+    threading.Thread(target=end, daemon=True).start()

@@ -20,7 +20,8 @@ it, puts the units in /etc/systemd/system, and starts them. In /etc/ai-ticket it
 ai-ticket.env, a random token in secrets/ and a self-signed certificate in certs/. Run it again at any time: what has
 not changed is kept, and the service is restarted only for a new release or new units.
 
-  --extras NAMES  of setup.py, separated by commas (redis). `local` brings the bundled model server and its model
+  --extras NAMES  of setup.py, separated by commas; else those of the release that is there, or redis. `local` brings
+                  the bundled model server and its model
   --no-start      leave the service as it is, running or not
   --dry-run       print the commands instead, and change nothing
   --root FOLDER   install under FOLDER instead of /, and don't call systemctl; needs no privileges
@@ -35,7 +36,8 @@ warn() { printf 'install-systemd: %s\n' "$*" >&2; }
 root=
 dry=
 start=yes
-extras=redis
+extras=
+extras_given=
 
 # run COMMAND...: or only print it.
 run() {
@@ -58,6 +60,10 @@ put() {
     if cmp -s -- "$2" "$3"; then return 1; fi
     run install -D -m "$1" -- "$2" "$3"
 }
+
+# write FILE LINE
+# shellcheck disable=SC2016 # for the shell that is called
+write() { run sh -c 'printf "%s\n" "$2" >"$1"' sh "$1" "$2"; }
 
 # point LINK RELEASE: atomically.
 point() {
@@ -92,16 +98,20 @@ install_release() {
     # The service can't write there: Twisted's list of plugins is made now.
     run "$release/bin/python" -I -c 'import twisted.plugin, twisted.application.service as service
 list(twisted.plugin.getPlugins(service.IServiceMaker))'
-    run touch -- "$release/installed"
+    write "$release/installed" "$extras"
 }
 
+# Keeps those that one can go back to, also where they are not the newest.
 prune_releases() {
-    local name
+    local name kept
+    kept=" $(readlink -- "$opt/current" || true) $(readlink -- "$opt/previous" || true) "
     releases | head -n "-$keep" | while read -r name; do
-        [[ $name == "$(readlink -- "$opt/current")" || releases/$name == "$(readlink -- "$opt/current")" ]] ||
-            run rm -rf -- "$opt/releases/$name"
+        [[ $kept == *" releases/$name "* ]] || run rm -rf -- "$opt/releases/$name"
     done
 }
+
+# What runs, or is about to: a release and units. Written to $opt/in-force once systemd has taken it.
+wanted() { printf '%s %s' "$1" "$(cat -- "${units[@]/#/$checkout/etc/systemd/}" | sha256sum | cut -d ' ' -f 1)"; }
 
 # ---- What is of this machine alone. Each is made once and never overwritten.
 
@@ -110,9 +120,9 @@ make_settings() {
     [[ ! -e $file ]] || return 0
     say "writing $file"
     run install -D -m 0600 -- "$checkout/etc/ai-ticket.env" "$file.new"
-    # As `ai-ticket` finds them when root calls it. The service has copies, see the unit.
+    # shellcheck disable=SC2016 # not a command
     run sed -i -E \
-        -e 's|^#(AI_TICKET_AUTH_TOKEN_FILE)=.*|\1=/etc/ai-ticket/secrets/ai_ticket_auth_token.txt|' \
+        -e 's|^#(AI_TICKET_AUTH_TOKEN_FILE)=.*|# For `ai-ticket` when root calls it. The service has its copies of these three: LoadCredential= of its unit.\n\1=/etc/ai-ticket/secrets/ai_ticket_auth_token.txt|' \
         -e 's|^#(TLS_CERT_FILE)=.*|\1=/etc/ai-ticket/certs/server.crt|' \
         -e 's|^#(TLS_KEY_FILE)=.*|\1=/etc/ai-ticket/certs/server.key|' "$file.new"
     run mv -- "$file.new" "$file"
@@ -136,7 +146,7 @@ make_certificate() {
 # ---- Modes
 
 install_all() {
-    local maker name unit changed='' before
+    local maker name unit wanted before
     maker=$(find_python)
     case $("$maker" -c 'import os, sys; print(os.path.realpath(sys.executable))') in
     /home/* | /root/* | /run/user/*)
@@ -145,6 +155,7 @@ install_all() {
         ;;
     esac
     command -v openssl >/dev/null || die "openssl is missing. On Debian and Ubuntu: apt install openssl"
+    if [[ ! $extras_given ]]; then extras=$(cat -- "$opt/current/installed" 2>/dev/null || echo redis); fi
     make_settings
     make_token
     make_certificate
@@ -156,21 +167,26 @@ install_all() {
     if [[ $before != "releases/$name" ]]; then
         if [[ $before ]]; then point "$opt/previous" "$before"; fi
         point "$opt/current" "releases/$name"
-        changed=yes
     fi
     if [[ ,$extras, == *,local,* ]]; then
         run env XDG_CACHE_HOME="$root/var/cache" "$opt/current/bin/ai-ticket" fetch-model
     fi
     for unit in "${units[@]}"; do
-        if put 0644 "$checkout/etc/systemd/$unit" "$system/$unit"; then changed=yes; fi
+        put 0644 "$checkout/etc/systemd/$unit" "$system/$unit" || true
     done
-    prune_releases
     [[ $start ]] || return 0
     control daemon-reload
     control enable --now ai-ticket.socket
     control enable ai-ticket.service
     # Waits until what is in flight has ended. Callers wait meanwhile, for the port stays open.
-    control "${changed:+re}start" ai-ticket.service
+    wanted=$(wanted "releases/$name")
+    if [[ $(cat -- "$opt/in-force" 2>/dev/null) == "$wanted" ]]; then
+        control start ai-ticket.service
+    else
+        control restart ai-ticket.service
+        write "$opt/in-force" "$wanted"
+    fi
+    prune_releases # not before, for the old one was running until now
     say "installed $name; settings: $etc/ai-ticket.env"
 }
 
@@ -181,7 +197,10 @@ roll_back() {
     [[ $previous && -e $opt/$previous/installed ]] || die "there is no release before ${current:-it} in $opt"
     point "$opt/previous" "$current"
     point "$opt/current" "$previous"
-    if [[ $start ]]; then control restart ai-ticket.service; fi
+    if [[ $start ]]; then
+        control restart ai-ticket.service
+        write "$opt/in-force" "$(wanted "$previous")"
+    fi
     say "back to ${previous#releases/}; --rollback again returns to ${current#releases/}"
 }
 
@@ -215,7 +234,7 @@ main() {
         --purge) purge=yes ;;
         --root | --extras)
             (($# > 1)) || die "$1 needs a value"
-            if [[ $1 == --root ]]; then root=${2%/}; else extras=$2; fi
+            if [[ $1 == --root ]]; then root=${2%/}; else extras=$2 extras_given=yes; fi
             shift
             ;;
         *)

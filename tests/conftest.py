@@ -28,6 +28,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
             unhandled.append(str(event["log_failure"]))
 
     globalLogPublisher.addObserver(observe)
+    gc.freeze()  # so that what is looked through below is what the test has made, and not all the modules
     yield
     gc.collect()
     globalLogPublisher.removeObserver(observe)

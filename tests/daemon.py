@@ -180,7 +180,10 @@ class Daemon:
 
 
 class ModelServer:
-    """A model server on a port of its own: it echoes the last user message as a stream, or waits to be let go."""
+    """A model server on a port of its own: it echoes the last user message as a stream, or waits to be let go.
+
+    Of a user who offers tools it calls the first.
+    """
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -208,10 +211,13 @@ class ModelServer:
                 self.send_header("content-type", "text/event-stream")
                 self.end_headers()
                 model.go.wait(PATIENCE)
-                text = [message["content"] for message in request["messages"] if message["role"] == "user"][-1]
+                messages = request["messages"]
+                text = [message["content"] for message in messages if message["role"] == "user"][-1]
+                calls = "tools" in request and messages[-1]["role"] == "user"
+                delta = {"tool_calls": model.calls(request["tools"][0])} if calls else {"content": text}
                 events = (
-                    {"choices": [{"delta": {"content": text}, "finish_reason": None}], "model": "koboldcpp/echo"},
-                    {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+                    {"choices": [{"index": 0, "delta": delta, "finish_reason": None}], "model": "koboldcpp/echo"},
+                    {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}]},
                     {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}},
                 )
                 stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
@@ -226,6 +232,11 @@ class ModelServer:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/api"
+
+    @staticmethod
+    def calls(tool: dict[str, Any]) -> list[dict[str, Any]]:
+        function = {"name": tool["function"]["name"], "arguments": json.dumps({"city": "Paris"})}
+        return [{"index": 0, "id": "call_1", "type": "function", "function": function}]
 
     def close(self) -> None:
         self.go.set()

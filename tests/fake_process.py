@@ -13,8 +13,8 @@ reactor: Any = _reactor
 def main() -> None:
     pace = Pace(first_event=0.03, close=0.0)
     fake = FakeKobold(reactor, Settings(tokens_per_second=300.0, parallel=4, pace=pace))
-    reactor.listenTCP(int(sys.argv[1]), fake, interface="127.0.0.1")
-    reactor.callWhenRunning(print, "listening", flush=True)
+    port = reactor.listenTCP(int(sys.argv[1]), fake, interface="127.0.0.1").getHost().port
+    reactor.callWhenRunning(print, "listening", port, flush=True)
     reactor.run()
 
 

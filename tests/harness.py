@@ -8,7 +8,6 @@ from typing import Any
 import h2.config
 import h2.connection
 import h2.events
-from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -16,11 +15,9 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
-from twisted.web.client import Agent
-from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from ai_ticket.backend.body import remember_end
+from ai_ticket.backend.http1 import Origin
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Usage
 from ai_ticket.interfaces import Admission, AttemptOutcome, BackendState, Client, Job, Sink
@@ -44,6 +41,7 @@ class Recorded:
     auth_failures: list[str] = field(default_factory=list)
     overheads: list[tuple[str, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    handshake_failures: list[str] = field(default_factory=list)
 
     def request_started(self) -> None:
         self.in_flight += 1
@@ -62,6 +60,9 @@ class Recorded:
 
     def rate_limited(self, reason: str) -> None:
         self.refused.append(reason)
+
+    def tls_handshake_failed(self, reason: str) -> None:
+        self.handshake_failures.append(reason)
 
 
 class Attempts(list[AttemptOutcome]):
@@ -158,16 +159,30 @@ class MemoryTransport(StringTransport):
         pass
 
 
-def make_connections(clock: Clock, *, limit: int = 100) -> Connections:
-    return Connections(clock, limit=limit, timeouts=TIMEOUTS, http1=Http1, http2=Http2)
+def make_connections(clock: Clock, *, limit: int = 100, per_client: int | None = None) -> Connections:
+    return Connections(
+        clock,
+        limit=limit,
+        per_client=per_client,
+        timeouts=TIMEOUTS,
+        recorder=Recorded(),
+        http1=Http1,
+        http2=Http2,
+    )
 
 
 def connect(
-    connections: Connections, listener: Listener, *, secure: bool = False
+    connections: Connections,
+    listener: Listener,
+    *,
+    secure: bool = False,
+    protocol: bytes | None = None,
+    peer: str = "192.0.2.7",
 ) -> tuple[Connection, MemoryTransport]:
-    """A new HTTP/1.1 connection."""
-    connection = Connection(connections, listener, "192.0.2.7", secure)
+    """A new connection; it speaks HTTP/1.1, unless `protocol` is what TLS has negotiated."""
+    connection = Connection(connections, listener, peer, secure)
     transport = MemoryTransport()
+    transport.negotiatedProtocol = protocol
     connection.makeConnection(transport)
     if secure:
         connection.handshakeCompleted()
@@ -278,7 +293,7 @@ class _Endpoint:
         transport = ServerTransport(self._server, protocol)
         self._server.transports.append(transport)
         protocol.makeConnection(transport)
-        return succeed(remember_end(protocol))
+        return succeed(protocol)
 
 
 def _failed(error: Exception) -> Deferred[Any]:
@@ -320,7 +335,6 @@ class ServerTransport(MemoryTransport):
         self.lose(ConnectionLost())
 
 
-@implementer(IAgentEndpointFactory)
 class MemoryServer:
     """A model server in memory that plays answers by method and path; `requests` holds what it was sent."""
 
@@ -329,14 +343,13 @@ class MemoryServer:
         self.requests: list[tuple[str, bytes, bytes]] = []
         self.transports: list[ServerTransport] = []
         self.refusal: Exception | None = None
-        self.http = HTTPClient(Agent.usingEndpointFactory(clock, self))
         self._clock = clock
 
     def never_connect(self) -> None:
         self.refusal = _NEVER
 
-    def endpointForURI(self, uri: Any) -> _Endpoint:
-        return _Endpoint(self)
+    def http(self, url: Any) -> Origin:
+        return Origin(self._clock, _Endpoint(self), secure=False, connect_timeout=5.0)
 
     def written(self, transport: ServerTransport) -> None:
         head, separator, body = transport.value().partition(b"\r\n\r\n")

@@ -12,7 +12,9 @@ from twisted.python.failure import Failure
 
 from ai_ticket.interfaces import Backend, BackendState, Limiter
 from ai_ticket.pipeline.fair import FairPipeline
+from ai_ticket.pipeline.generations import Generations
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
+from ai_ticket.workers.generations import RemoteGenerations, answering
 from ai_ticket.workers.link import Link
 from ai_ticket.workers.messages import Attempt, Ended, Learnt, Outlook, Place
 from ai_ticket.workers.parent import Office
@@ -108,6 +110,10 @@ class Told:
         self.messages: list[Any] = []
         self.links: list[Link] = []
 
+    @property
+    def generations(self) -> list[RemoteGenerations]:
+        return [link.generations for link in self.links if not link.gone]
+
     def tell(self, message: Any) -> None:
         self.messages.append(message)
         for link in self.links:
@@ -138,6 +144,9 @@ class Worker:
             Outlook: self._see,
             Learnt: lambda _: None,
         }
+        self.own_generations = Generations(self.pipeline, clock, lambda: (0, 0))
+        self.generations = RemoteGenerations(self.parent.questions)
+        self.parent.handlers |= answering(self.own_generations, self.parent.channel.send)
 
     def _see(self, outlook: Outlook) -> None:
         self.pipeline.outlook = outlook

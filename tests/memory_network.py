@@ -3,15 +3,14 @@
 from collections import deque
 from typing import Any
 
-from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
-from twisted.web.client import Agent
-from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
+
+from ai_ticket.backend.http1 import Origin
 
 LARGEST_BUFFER = 65_536
 
@@ -132,18 +131,17 @@ class Caller(Protocol):
         self.ended = "closed" if reason.check(ConnectionDone) else "reset"
 
 
-@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+@implementer(IStreamClientEndpoint)
 class Network:
     """A network with one server on it: whatever host is asked for, `http` talks to that server."""
 
     def __init__(self, clock: Any, server: Factory):
         self.ends: list[End] = []
-        self.http = HTTPClient(Agent.usingEndpointFactory(clock, self))
         self._clock = clock
         self._server = server
 
-    def endpointForURI(self, uri: Any) -> "Network":
-        return self
+    def http(self, url: Any) -> Origin:
+        return Origin(self._clock, self, secure=False, connect_timeout=5.0)
 
     def connect(self, protocolFactory: Factory) -> Deferred[Any]:
         return succeed(self.link(protocolFactory.buildProtocol(None)))  # type: ignore[arg-type]

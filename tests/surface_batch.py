@@ -20,6 +20,7 @@ class Upload:
         else:
             self._connection, self._transport = surface.connect()
         self._stream_id = 0
+        self._taken = 0
 
     def send(self, body: bytes, *, accept: str = "*/*") -> None:
         """All of it at once."""
@@ -94,9 +95,9 @@ class Upload:
             if producer is not None:
                 producer.resumeProducing()
             return
-        seen = 0
-        while seen < len(self._client.events):
-            fresh, seen = self._client.events[seen:], len(self._client.events)
+        self._client.exchange()
+        while self._taken < len(self._client.events):
+            fresh, self._taken = self._client.events[self._taken :], len(self._client.events)
             for event in fresh:
                 if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
                     self._client.h2.increment_flow_control_window(event.flow_controlled_length)

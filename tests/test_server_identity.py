@@ -59,11 +59,11 @@ async def test_identity(tmp_path: Path, names: list[x509.GeneralName] | None, re
     serving = threading.Thread(target=server.serve_forever, args=(0.01,))
     serving.start()
     try:
-        http = make_http_client(reactor, ca_file=str(crt), connect_timeout=5.0, keep=False)
+        http = make_http_client(reactor, ca_file=str(crt), connect_timeout=5.0)
         location = Location(f"https://localhost:{server.server_port}", None)
         with pytest.raises(DomainError) as caught:
             await Deferred.fromCoroutine(
-                learn(ModelServer(http, http, reactor, lambda: location), 5.0)  # type: ignore[arg-type]
+                learn(ModelServer(http, reactor, lambda: location), 5.0)  # type: ignore[arg-type]
             )
         assert reason in str(caught.value)
     finally:

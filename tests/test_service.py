@@ -79,6 +79,7 @@ class World:
             reloadable=self,  # type: ignore[arg-type]
             reload_interval=30,
             in_thread=execute,
+            leave=lambda seconds: self.diary.append(f"leaves within {seconds} s"),
         )
         self.parts = [Part(name, self.diary) for name in ("first", "last")]
         for part in self.parts:
@@ -227,6 +228,7 @@ def test_a_signal_begins_the_drain_and_its_end_stops_the_reactor(
     world.drained.callback(None)
     assert world.reactor.stopped == 1
     finish(world)
+    assert world.diary[-1] == "leaves within 5.0 s"
 
 
 @pytest.mark.expects_logged_failure
@@ -249,6 +251,7 @@ def test_a_second_signal_ends_the_drain_and_leaves_the_parts_no_time(
     world.reactor.pump([0, 0, 0])
     assert done == [None]
     assert world.reactor.seconds() == 0
+    assert world.diary[-1] == "leaves within 0.5 s"
 
 
 def test_a_second_signal_while_the_parts_end(world: World, handlers: dict[int, Callable[..., None]]) -> None:

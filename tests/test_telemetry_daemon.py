@@ -549,7 +549,7 @@ def test_no_caller_can_make_series(tmp_path: Path) -> None:
         before = series(daemon)
         answers = asyncio.run(send_all(first))
         assert answers.total() == 990 + 10, "each was answered"
-        after_first = series(daemon)
+        after_first = wait_until(lambda: (found := series(daemon)) > before and found, "series of what was asked")
         answers += asyncio.run(send_all([requests.any() for _ in range(8910)]))
         assert answers.total() == 10_000
         asyncio.run(send_http2(100))

@@ -1,13 +1,15 @@
 """Whether a prompt and its answer fit the model's context: KoboldCPP would cut the prompt without a word."""
 
+import sys
 from typing import Any
 
-import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP
 from ai_ticket.backend.server import ModelServer
+from ai_ticket.backend.tokens import tokenize
+from ai_ticket.content import Message
 from ai_ticket.errors import ContextLengthExceeded, DomainError
 from ai_ticket.event import Event
 from ai_ticket.interfaces import BackendState
@@ -23,10 +25,6 @@ class _Count(Struct):
 
 class _Prompt(Struct):
     prompt: str
-
-
-class _Tokens(Struct):
-    tokens: list[int]
 
 
 async def fit(event: Event, server: ModelServer, state: BackendState, timeout: float) -> Event:
@@ -54,17 +52,27 @@ async def fit(event: Event, server: ModelServer, state: BackendState, timeout: f
 
 
 def _most_tokens(event: Event) -> int:
+    if event.raw_prompt is not None:
+        return len(event.raw_prompt.encode()) + TOKENS_AROUND_A_MESSAGE
+    if "tools" in event.extra:
+        return sys.maxsize  # how many words a template makes of them nobody knows
     texts = sum(len(message.content.encode()) for message in event.messages)
     return texts + TOKENS_BEFORE_THE_FIRST + TOKENS_AROUND_A_MESSAGE * len(event.messages)
 
 
 async def _count(event: Event, server: ModelServer, state: BackendState, timeout: float) -> int | None:
     """The prompt's tokens by the server's own count, or None where it does not count."""
-    messages: dict[str, Any] = {"messages": msgspec.to_builtins(event.messages)}
-    if state.kind == KOBOLDCPP:
-        return (await server.ask("/api/extra/tokencount", messages, _Count, timeout)).value
-    if state.kind == LLAMACPP:
-        prompt = (await server.ask("/apply-template", messages, _Prompt, timeout)).prompt
-        asked = {"content": prompt, "add_special": True}
-        return len((await server.ask("/tokenize", asked, _Tokens, timeout)).tokens)
-    return None
+    prompt = event.raw_prompt
+    if prompt is None:
+        tools = event.extra.get("tools")
+        if state.kind == KOBOLDCPP:
+            # It does not count tools, and words them in some way of its own.
+            more = [Message("system", tools)] if tools is not None else []
+            asked: dict[str, Any] = {"messages": [*event.messages, *more]}
+            return (await server.ask("/api/extra/tokencount", asked, _Count, timeout)).value
+        if state.kind != LLAMACPP:
+            return None
+        asked = {"messages": event.messages} | ({"tools": Raw(tools.encode())} if tools is not None else {})
+        prompt = (await server.ask("/apply-template", asked, _Prompt, timeout)).prompt
+    tokens = await tokenize(prompt, server, state.kind, timeout)
+    return None if tokens is None else tokens.count

@@ -9,22 +9,42 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from ai_ticket.backend.fields import fields, refused
+from ai_ticket.backend.generation import Generation
 from ai_ticket.backend.server import decode
-from ai_ticket.errors import ApiResponseFormatError, ApiResponseStructureError, ApiServerError
+from ai_ticket.errors import ApiResponseStructureError, ApiServerError, UnsupportedParameter
 from ai_ticket.event import Event, Usage
-from ai_ticket.interfaces import Sink
+from ai_ticket.interfaces import BackendState
 
-LONGEST_TEXT = 16_777_216
+
+class _Function(Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(Struct, gc=False):
+    """Some of a call of a tool."""
+
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
 
 
 class _Delta(Struct, gc=False):
     content: str | None = None
+    tool_calls: list[_Call] | None = None
+    reasoning_content: str | None = None
+
+
+class _Logprobs(Struct, gc=False):
+    content: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Choice(Struct, gc=False):
     delta: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(Struct, gc=False):
@@ -69,60 +89,42 @@ class _Results(Struct):
     results: list[_Result]
 
 
-class Generation:
-    """What has come of an answer so far. With a sink the text goes there, and is not kept."""
-
-    def __init__(self, sink: Sink | None = None) -> None:
-        self.sink = sink
-        self._parts: list[str] = []
-        self._size = 0
-        self.sent = False
-        self.begun = False
-        self.finish_reason: str | None = None
-        self.model: str | None = None
-        self.usage: Usage | None = None
-        self.done = False
-
-    def was_sent(self) -> None:
-        """The request is on its way."""
-        self.sent = True
-
-    def add(self, text: str) -> None:
-        """Some text has come.
-
-        @raise ApiResponseFormatError: more than any model writes, which would fill the memory.
-        """
-        self._size += len(text)
-        if self._size > LONGEST_TEXT and self.sink is None:
-            raise ApiResponseFormatError("the answer is too large")
-        self._parts.append(text)
-
-    def flush(self) -> None:
-        """Hand on what has come since the last time: in one piece, however many tokens it was."""
-        if not self._parts:
-            return
-        self.begun = True
-        if self.sink is not None:
-            text = self.text
-            self._parts.clear()
-            self.sink.write(text)
-
-    @property
-    def text(self) -> str:
-        """The text so far, but for what the sink has."""
-        return "".join(self._parts)
-
-
 class Endpoint(Struct, frozen=True):
-    """A path that generates, and how to speak to it."""
+    """A path that generates, and how to speak to it.
 
-    name: str
+    `chat`: it takes a conversation; the others a prompt. `openai`: it takes and gives what OpenAI's does.
+    """
+
     path: str
     streams: bool = True
+    chat: bool = False
+    openai: bool = False
 
-    def payload(self, event: Event, key: str) -> dict[str, Any]:
-        """The body of a request. `key` names the generation, for stopping it."""
-        raise NotImplementedError
+    def takes(self, event: Event) -> bool:
+        """Whether the event may be sent here: a raw prompt goes to where no template is put around it."""
+        return not self.chat or event.raw_prompt is None
+
+    def frames(self, event: Event) -> bool:
+        """Whether its stream has the chunks that the event wants."""
+        return self.openai and self.chat == (event.raw_prompt is None)
+
+    def check(self, event: Event, state: BackendState) -> None:
+        """Whether a server can do here all that the event asks for.
+
+        @raise UnsupportedParameter: it can't.
+        """
+        name = refused(event, state, chat=self.chat, openai=self.openai)
+        if name is not None:
+            raise UnsupportedParameter(name, message=f"The model server can't do what `{name}` asks for.")
+
+    def payload(self, event: Event, key: str, kind: str | None) -> dict[str, Any]:
+        """The body of a request to a server of this kind. `key` names the generation, for stopping it."""
+        body: dict[str, Any] = {"messages": event.messages} if self.chat else {"prompt": event.prompt}
+        body |= fields(event, kind, openai=self.openai)
+        if self.openai:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body["genkey"] = key
+        return body
 
     def read(self, data: bytes, generation: Generation) -> None:
         """Take in the data of one event, or the whole body where the endpoint does not stream.
@@ -134,14 +136,6 @@ class Endpoint(Struct, frozen=True):
 
 
 class _OpenAIEndpoint(Endpoint, frozen=True):
-    def payload(self, event: Event, key: str) -> dict[str, Any]:
-        options = msgspec.to_builtins(event.parameters)
-        streaming = {"stream": True, "stream_options": {"include_usage": True}}
-        return {**self._input(event), **options, **streaming, "genkey": key}
-
-    def _input(self, event: Event) -> dict[str, Any]:
-        raise NotImplementedError
-
     def read(self, data: bytes, generation: Generation) -> None:
         if data == b"[DONE]":
             generation.done = True
@@ -151,34 +145,38 @@ class _OpenAIEndpoint(Endpoint, frozen=True):
             raise ApiServerError("the server reported an error in its stream")
         if chunk.choices is None and chunk.usage is None:
             raise ApiResponseStructureError("an event of the stream has no choices")
-        for choice in chunk.choices or []:
-            text = choice.delta.content if choice.delta is not None else choice.text
-            if text:
-                generation.add(text)
-            if choice.finish_reason is not None:
-                generation.finish_reason = choice.finish_reason
+        for choice in chunk.choices or ():
+            _read_choice(choice, generation)
         generation.model = chunk.model or generation.model
         if chunk.usage is not None:
             generation.usage = chunk.usage.whole()
+        if generation.relay is not None and generation.relay.framed:
+            if chunk.choices:
+                generation.relay.take(data, last=generation.finish_reason is not None)
+            else:
+                generation.relay.take_counts(data, generation.usage)
 
 
-class _Chat(_OpenAIEndpoint, frozen=True):
-    def _input(self, event: Event) -> dict[str, Any]:
-        return {"messages": event.messages}
-
-
-class _Completions(_OpenAIEndpoint, frozen=True):
-    def _input(self, event: Event) -> dict[str, Any]:
-        return {"prompt": event.prompt}
+def _read_choice(choice: _Choice, generation: Generation) -> None:
+    text = choice.text
+    delta = choice.delta
+    if delta is not None:
+        text = delta.content
+        if delta.reasoning_content:
+            generation.add_reasoning(delta.reasoning_content)
+        for position, call in enumerate(delta.tool_calls or ()):
+            function = call.function or _Function()
+            index = position if call.index is None else call.index
+            generation.add_call(index, call.id, function.name, function.arguments)
+    if text:
+        generation.add(text)
+    if choice.logprobs is not None and bytes(choice.logprobs.content).startswith(b"["):
+        generation.add_logprobs(bytes(choice.logprobs.content))
+    if choice.finish_reason is not None:
+        generation.finish_reason = choice.finish_reason
 
 
 class _Kobold(Endpoint, frozen=True):
-    def payload(self, event: Event, key: str) -> dict[str, Any]:
-        options = msgspec.to_builtins(event.parameters)
-        renamed = {"max_tokens": "max_length", "seed": "sampler_seed", "stop": "stop_sequence"}
-        own = {renamed.get(name, name): value for name, value in options.items()}
-        return {"prompt": event.prompt, **own, "genkey": key}
-
     def read(self, data: bytes, generation: Generation) -> None:
         token = decode(data, _Token)
         if token.token:
@@ -201,12 +199,9 @@ class _KoboldWhole(_Kobold, frozen=True):
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    _Chat("chat", "/v1/chat/completions"),
-    _Completions("completions", "/v1/completions"),
-    _Kobold("generate_stream", "/api/extra/generate/stream"),
-    _KoboldWhole("generate", "/api/v1/generate", streams=False),
+    _OpenAIEndpoint("/v1/chat/completions", chat=True, openai=True),
+    _OpenAIEndpoint("/v1/completions", openai=True),
+    _Kobold("/api/extra/generate/stream"),
+    _KoboldWhole("/api/v1/generate", streams=False),
 )
 """Best first: a chat endpoint keeps the roles, and KoboldCPP's own stream can at least be stopped."""
-
-FIRST_NATIVE = 2
-"""The first of them that is KoboldCPP's own."""

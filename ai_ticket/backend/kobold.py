@@ -7,15 +7,19 @@ from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.web.iweb import IResponse
 
 from ai_ticket.backend.attempt import Attempt
 from ai_ticket.backend.body import Body
 from ai_ticket.backend.context import fit
-from ai_ticket.backend.dialect import ENDPOINTS, FIRST_NATIVE, Endpoint, Generation
+from ai_ticket.backend.dialect import ENDPOINTS, Endpoint
+from ai_ticket.backend.figures import put_right
+from ai_ticket.backend.generation import Generation
+from ai_ticket.backend.http1_connection import Response
 from ai_ticket.backend.probe import KOBOLD_API, KOBOLDCPP, LLAMACPP, learn, short_model_name
+from ai_ticket.backend.relay import Relay
 from ai_ticket.backend.server import ModelServer, NoSuchEndpoint
 from ai_ticket.backend.sse import EventTooLarge, SSEDecoder
+from ai_ticket.backend.tokens import tokenize
 from ai_ticket.errors import (
     ApiConnectionError,
     ApiEndpointMissing,
@@ -25,16 +29,12 @@ from ai_ticket.errors import (
     DeadlineExceeded,
     DomainError,
 )
-from ai_ticket.event import Completion, Event, FinishReason, Usage
-from ai_ticket.interfaces import BackendRecorder, BackendState, Sink
+from ai_ticket.event import Completion, Event, FinishReason
+from ai_ticket.interfaces import BackendRecorder, BackendState, Sink, Tokens
 from ai_ticket.spans import NO_SPAN, Span
 
 PROBE_SECONDS = 5.0
-PERF_SECONDS = 1.0
 LARGEST_BODY = 67_108_864
-
-_HARD_CODED_USAGE = Usage(100, 100, 200)
-"""What KoboldCPP up to 1.77 says whatever it did."""
 
 
 class BackendTimeouts(Struct, frozen=True):
@@ -42,14 +42,6 @@ class BackendTimeouts(Struct, frozen=True):
 
     first_token: float | None
     idle: float
-
-
-class _Perf(Struct):
-    """KoboldCPP's figures of the last generation: `stop_reason` 0 out of tokens, 1 end of text, 2 stop sequence."""
-
-    last_token_count: int
-    last_input_count: int | None = None
-    stop_reason: int | None = None
 
 
 class _Aborted(Struct):
@@ -81,7 +73,7 @@ class KoboldBackend:
         self._timeouts = timeouts
         self._slots = slots
         self._new_key = new_key
-        self._endpoint = 0
+        self._missing: set[Endpoint] = set()
         self._state = BackendState(name=name, up=False, slots=slots or 1, error="not yet asked")
 
     @property
@@ -105,6 +97,7 @@ class KoboldBackend:
             version=info.version,
             model=info.model,
             context_length=info.context_length,
+            tools=info.tools,
         )
         self.adopt(found)
         return found
@@ -113,9 +106,14 @@ class KoboldBackend:
         """Go by what a probe has found, or an attempt: here, or in another process."""
         if state.up:
             # It may be another server, or another version meanwhile: which endpoints it has is open again.
-            self._endpoint = FIRST_NATIVE if state.kind == KOBOLD_API else 0
+            self._missing = {one for one in ENDPOINTS if one.openai} if state.kind == KOBOLD_API else set()
             self._server.keeps_connections = state.kind == LLAMACPP
         self._state = state
+
+    async def tokenize(self, text: str) -> Tokens | None:
+        """The text's tokens by the server's own count; None where it does not tell."""
+        async with self._server.aside:
+            return await tokenize(text, self._server, self._state.kind, PROBE_SECONDS)
 
     async def settle(self) -> None:
         """Wait until the server has been told of every generation that was to be stopped, or could not be."""
@@ -140,22 +138,29 @@ class KoboldBackend:
 
     async def _complete(self, event: Event, deadline: float, sink: Sink | None, span: Span) -> Completion:
         event = await fit(event, self._server, self._state, PROBE_SECONDS)
+        endpoint = self._endpoint(event)
         while True:
-            tried = self._endpoint
+            endpoint.check(event, self._state)
             try:
-                return await self._attempt(ENDPOINTS[tried], event, deadline, sink, span)
+                return await self._attempt(endpoint, event, deadline, sink, span)
             except NoSuchEndpoint as error:
-                if tried + 1 >= len(ENDPOINTS):
-                    self._endpoint = 0
-                    raise ApiEndpointMissing(error.details)
-                self._endpoint = max(self._endpoint, tried + 1)
+                self._missing.add(endpoint)
+                tried, endpoint = endpoint, self._endpoint(event, error)
                 self._log.warn(
                     "backend {backend} has no {path} ({reason}), using {next} instead",
                     backend=self._state.name,
-                    path=ENDPOINTS[tried].path,
+                    path=tried.path,
                     reason=error.details,
-                    next=ENDPOINTS[self._endpoint].path,
+                    next=endpoint.path,
                 )
+
+    def _endpoint(self, event: Event, error: NoSuchEndpoint | None = None) -> Endpoint:
+        """The best that the server has, as far as is known."""
+        for endpoint in ENDPOINTS:
+            if endpoint.takes(event) and endpoint not in self._missing:
+                return endpoint
+        self._missing.clear()  # who comes next tries all of them again
+        raise ApiEndpointMissing(None if error is None else error.details)
 
     async def _attempt(
         self, endpoint: Endpoint, event: Event, deadline: float, sink: Sink | None, span: Span
@@ -181,13 +186,14 @@ class KoboldBackend:
         left = deadline - begun
         first_token = min(left, self._timeouts.first_token or left)
         key = self._new_key()
-        generation = Generation(sink)
+        generation = self._generation(endpoint, event, sink)
+        payload = endpoint.payload(event, key, self._state.kind)
         try:
             response = await self._server.post(
-                endpoint.path, endpoint.payload(event, key), first_token, generation.was_sent, attempt.span.headers()
+                endpoint.path, payload, first_token, generation.was_sent, attempt.span.headers()
             )
             left = first_token - (self._clock.seconds() - begun)
-            if endpoint.streams and _media_type(response) == "text/event-stream":
+            if endpoint.streams and response.media_type == "text/event-stream":
                 await self._read_stream(response, endpoint, generation, left, attempt)
             else:
                 await self._read_whole(response, endpoint, generation, left)
@@ -202,6 +208,23 @@ class KoboldBackend:
             error.after_first_token = generation.begun
             raise
         return generation
+
+    def _generation(self, endpoint: Endpoint, event: Event, sink: Sink | None) -> Generation:
+        if sink is None or event.chunks is None:
+            return Generation(sink)
+        relay = Relay(
+            event.chunks,
+            sink,
+            chat=event.raw_prompt is None,
+            framed=endpoint.frames(event),
+            model=lambda: self._model(generation),
+        )
+        generation = Generation(sink, relay)
+        return generation
+
+    def _model(self, generation: Generation) -> str:
+        """The name for callers of what answers."""
+        return short_model_name(generation.model) or self._state.model or "unknown"
 
     def _stop(self, generation: Generation, key: str) -> None:
         """Have KoboldCPP stop a generation by its key: of a stream that is closed it takes half a second to notice.
@@ -218,7 +241,7 @@ class KoboldBackend:
 
     async def _read_stream(
         self,
-        response: IResponse,
+        response: Response,
         endpoint: Endpoint,
         generation: Generation,
         first_token: float,
@@ -251,9 +274,7 @@ class KoboldBackend:
         if generation.finish_reason is None:
             raise ApiResponseStructureError("the stream ended without its end")
 
-    async def _read_whole(
-        self, response: IResponse, endpoint: Endpoint, generation: Generation, timeout: float
-    ) -> None:
+    async def _read_whole(self, response: Response, endpoint: Endpoint, generation: Generation, timeout: float) -> None:
         """An answer in one piece: from the endpoint that has no stream, or a server that ignores our asking for one."""
         body = await self._server.read(response, timeout, LARGEST_BODY)
         if endpoint.streams:
@@ -262,49 +283,28 @@ class KoboldBackend:
         generation.flush()
 
     async def _completion(self, generation: Generation, event: Event, deadline: float) -> Completion:
-        usage = generation.usage
-        reason = generation.finish_reason
+        usage, reason = generation.usage, generation.finish_reason
         if self._state.kind in (KOBOLDCPP, KOBOLD_API):
-            usage = usage if usage != _HARD_CODED_USAGE else None
-            perf = await self._perf(deadline) if usage is None else None
-            if perf is not None and perf.last_input_count is not None:
-                total = perf.last_input_count + perf.last_token_count
-                usage = Usage(perf.last_input_count, perf.last_token_count, total)
-            reason = _kobold_reason(reason, usage, perf, event)
+            left = deadline - self._clock.seconds()
+            usage, reason = await put_right(usage, reason, event.parameters.max_tokens, self._server, left)
         finish_reason: FinishReason = "length" if reason == "length" else "stop"
-        model = short_model_name(generation.model) or self._state.model or "unknown"
-        return Completion(generation.text, finish_reason, model, usage, self._state.name)
-
-    async def _perf(self, deadline: float) -> _Perf | None:
-        """The figures of the generation that just ended, which older versions and the native stream do not send.
-
-        The answer is complete without them, so they are not waited for for long.
-        """
-        left = min(PERF_SECONDS, (deadline - self._clock.seconds()) / 2)
-        try:
-            return await self._server.get("/api/extra/perf", _Perf, left)
-        except DomainError:
-            return None
-
-
-def _kobold_reason(reason: str | None, usage: Usage | None, perf: _Perf | None, event: Event) -> str | None:
-    """KoboldCPP says "length" also where a stop sequence ended the answer; then it has fewer tokens than allowed."""
-    if reason != "length":
-        return reason
-    if perf is not None and perf.stop_reason is not None:
-        return "length" if perf.stop_reason == 0 else "stop"
-    if usage is not None and usage.completion_tokens < event.parameters.max_tokens:
-        return "stop"
-    return "length"
+        completion = Completion(
+            generation.text,
+            "tool_calls" if generation.called and finish_reason == "stop" else finish_reason,
+            self._model(generation),
+            usage,
+            self._state.name,
+            generation.tool_calls,
+            generation.reasoning,
+            generation.logprobs,
+        )
+        if generation.relay is not None:
+            generation.relay.end(completion)
+        return completion
 
 
-def _media_type(response: IResponse) -> str:
-    values = response.headers.getRawHeaders("content-type", [""])
-    return str(values[0]).partition(";")[0].strip().lower()
-
-
-def _not_a_stream(response: IResponse, body: bytes) -> DomainError:
+def _not_a_stream(response: Response, body: bytes) -> DomainError:
     """What it means that an answer to a request for a stream is none: KoboldCPP says `null` to what it can't read."""
-    if _media_type(response) != "application/json":
-        return ApiResponseFormatError(f"the answer is {_media_type(response) or 'of no type'}, not a stream of events")
+    if response.media_type != "application/json":
+        return ApiResponseFormatError(f"the answer is {response.media_type or 'of no type'}, not a stream of events")
     return ApiResponseStructureError("the answer is JSON but not a stream" if body.strip() else "an empty reply")

@@ -7,6 +7,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ai_ticket.backend.circuit import Circuit
+from ai_ticket.backend.counting import Counting
 from ai_ticket.backend.retry import RetryBudget, RetryPolicy
 from ai_ticket.backend.slots import Lease, Member, SlotTable, Verdict
 from ai_ticket.errors import (
@@ -22,9 +23,10 @@ from ai_ticket.errors import (
     DeadlineExceeded,
     DomainError,
     NoBackendAvailable,
+    UnsupportedParameter,
 )
 from ai_ticket.event import Completion, Event
-from ai_ticket.interfaces import Backend, BackendState, Sink
+from ai_ticket.interfaces import Backend, BackendState, Sink, Tokens
 from ai_ticket.spans import NO_SPAN, Span
 
 _FAILURES = (
@@ -37,7 +39,7 @@ _FAILURES = (
 )
 """What is the backend's fault. A wrong key is, too: it fails whatever is sent there."""
 
-_CURABLE_ELSEWHERE = (ApiAuthenticationError, ApiEndpointMissing)
+_CURABLE_ELSEWHERE = (ApiAuthenticationError, ApiEndpointMissing, UnsupportedParameter)
 """What trying again at the same backend can't help."""
 
 _log = Logger()
@@ -66,6 +68,7 @@ class Pool:
             for rank, equals in enumerate(ranks)
             for backend in equals
         ]
+        self._counting = Counting([member.backend for member in self._table.members])
         # As many retries as there are slots are always to be had: a backend that dies fails no more at once.
         self._budget = RetryBudget(clock, lambda: sum(state.slots for state in self.states))
 
@@ -108,6 +111,10 @@ class Pool:
         for member in self.members:
             await member.probe()
         return self.state
+
+    async def tokenize(self, text: str) -> Tokens | None:
+        """The text's tokens; see `Counting`."""
+        return await self._counting.tokenize(text)
 
     async def settle(self) -> None:
         """Wait until each of them has been told of every generation that was to be stopped, or could not be."""
@@ -177,7 +184,7 @@ class Pool:
         except DomainError as error:
             error.backend = lease.member.state.name
             verdict = self._verdict(error, deadline)
-            if not isinstance(error, CallerTooSlow | ContextLengthExceeded):
+            if not isinstance(error, CallerTooSlow | ContextLengthExceeded | UnsupportedParameter):
                 lease.member.failed(error, self._clock.seconds())
             raise
         finally:

@@ -22,6 +22,7 @@ class ServerInfo(Struct, frozen=True):
     model: str | None = None
     context_length: int | None = None
     slots: int | None = None
+    tools: bool | None = None
 
 
 class _Version(Struct):
@@ -42,8 +43,13 @@ class _Settings(Struct):
     n_ctx: int | None = None
 
 
+class _Abilities(Struct):
+    supports_tools: bool | None = None
+
+
 class _Props(Struct):
     total_slots: int
+    chat_template_caps: _Abilities | None = None
     model_path: str | None = None
     model_alias: str | None = None
     default_generation_settings: _Settings | None = None
@@ -91,9 +97,10 @@ async def _learn_other(server: ModelServer, timeout: float) -> ServerInfo:
     except _ABSENT:
         return await _learn_least(server, timeout)
     context = props.default_generation_settings.n_ctx if props.default_generation_settings is not None else None
-    return ServerInfo(
-        LLAMACPP, None, short_model_name(props.model_alias or props.model_path), context, props.total_slots
-    )
+    model = short_model_name(props.model_alias or props.model_path)
+    # It does not refuse tools that the model's template has no words for, but leaves them out.
+    tools = props.chat_template_caps.supports_tools if props.chat_template_caps is not None else None
+    return ServerInfo(LLAMACPP, None, model, context, props.total_slots, tools)
 
 
 async def _learn_least(server: ModelServer, timeout: float) -> ServerInfo:

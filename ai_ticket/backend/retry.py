@@ -14,6 +14,7 @@ from ai_ticket.errors import (
     ApiServerError,
     DeadlineExceeded,
     DomainError,
+    UnsupportedParameter,
 )
 
 BASE_SECONDS = 0.25
@@ -31,6 +32,7 @@ _CURABLE = (
     ApiResponseFormatError,
     ApiResponseStructureError,
     ApiServerError,
+    UnsupportedParameter,  # as well
 )
 
 RetryPolicy = Callable[[int, DomainError], float | None]

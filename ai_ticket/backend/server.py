@@ -1,22 +1,17 @@
-"""HTTP to a model server: requests sent by treq, and what their failures and refusals mean."""
+"""HTTP to a model server: requests, and what its refusals mean."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
-from hyperlink import URL
 from msgspec import Struct
-from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, DeferredLock
-from twisted.internet.error import ConnectError, DNSLookupError
-from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.client import ResponseFailed
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IResponse
 
 from ai_ticket.backend.address import Location
-from ai_ticket.backend.body import Body, BytesProducer, cancellable, connection_error
+from ai_ticket.backend.body import Body
+from ai_ticket.backend.http1 import HttpClient, Origin, header_lines, request_head
+from ai_ticket.backend.http1_connection import Response
 from ai_ticket.errors import (
     ApiAuthenticationError,
     ApiClientError,
@@ -37,6 +32,10 @@ BUSY_RETRY_SECONDS = 1.0
 LARGEST_SMALL_BODY = 1_048_576
 
 _NO_HEADERS: Mapping[str, str] = {}
+
+
+def _nobody() -> None:
+    """Who does not want to know when a request is on its way."""
 
 
 class NoSuchEndpoint(ApiClientError):
@@ -64,33 +63,25 @@ class ModelServer:
     server that takes more than one request on a connection.
     """
 
-    def __init__(
-        self,
-        http: HTTPClient,
-        kept_http: HTTPClient,
-        clock: IReactorTime,
-        locate: Callable[[], Location | None],
-    ):
-        """@param http, kept_http: without and with connections kept.
-
-        @param locate: says where the server is now, or None while it is not running.
-        """
+    def __init__(self, http: HttpClient, clock: IReactorTime, locate: Callable[[], Location | None]):
+        """@param locate: says where the server is now, or None while it is not running."""
         self._http = http
-        self._kept_http = kept_http
         self.aside = DeferredLock()
         self.keeps_connections = False
         self._clock = clock
         self._locate = locate
-        self._urls: dict[tuple[str, str], URL] = {}
+        self._location: Location | None = None
+        self._origin: Origin | None = None
+        self._heads: dict[tuple[str, str, bool], bytes] = {}
 
     async def post(
         self,
         path: str,
         payload: dict[str, Any],
         timeout: float,
-        sent: Callable[[], object] = lambda: None,
+        sent: Callable[[], object] = _nobody,
         headers: Mapping[str, str] = _NO_HEADERS,
-    ) -> IResponse:
+    ) -> Response:
         """Send a request; the answer's body is still to be read.
 
         @param timeout: for everything up to the answer's head, in seconds.
@@ -99,9 +90,9 @@ class ModelServer:
         @raise DomainError: the server can't be reached, is silent, or refuses.
         """
         response = await self._request(
-            "POST", path, timeout, BytesProducer(msgspec.json.encode(payload), sent), headers
+            "POST", path, timeout, msgspec.json.encode(payload), sent=sent, more_headers=headers
         )
-        if response.code != 200:
+        if response.status != 200:
             raise await self._refusal(response)
         return response
 
@@ -117,12 +108,12 @@ class ModelServer:
 
         @raise DomainError: as `post`; or the answer is not JSON, or not of the type.
         """
-        response = await self._request("GET", path, timeout, None)
-        if response.code != 200:
+        response = await self._request("GET", path, timeout)
+        if response.status != 200:
             raise await self._refusal(response)
         return decode(await self.read(response, timeout), type)
 
-    async def read(self, response: IResponse, timeout: float, limit: int = LARGEST_SMALL_BODY) -> bytes:
+    async def read(self, response: Response, timeout: float, limit: int = LARGEST_SMALL_BODY) -> bytes:
         """The whole body of a small answer.
 
         @raise DomainError: it does not come in time, is too large, or breaks off.
@@ -145,49 +136,44 @@ class ModelServer:
         method: str,
         path: str,
         timeout: float,
-        data: BytesProducer | None,
+        body: bytes = b"",
+        *,
+        sent: Callable[[], object] = _nobody,
         more_headers: Mapping[str, str] = _NO_HEADERS,
-    ) -> IResponse:
+    ) -> Response:
         location = self._locate()
         if location is None:
             raise ApiConnectionError("the model server is not running")
-        headers = Headers({"Content-Type": ["application/json"]} if data is not None else {})
+        if location is not self._location or self._origin is None:
+            self._origin = self._http(request_url(location.url))
+            self._heads.clear()
+            self._location = location
+        keep = self.keeps_connections
+        head = self._heads.get((method, path, keep)) or self._make_head(location, method, path, keep)
+        more = header_lines(more_headers) if more_headers else b""
+        data = b"%sContent-Length: %d\r\n%s\r\n%s" % (head, len(body), more, body) if body else head + more + b"\r\n"
+        asking = Deferred.fromCoroutine(self._origin.request(data, keep=keep, sent=sent))
+        return await asking.addTimeout(max(0.0, timeout), self._clock, onTimeoutCancel=_silent)
+
+    def _make_head(self, location: Location, method: str, path: str, keep: bool) -> bytes:
+        """What is the same in every such request, built once."""
+        fields = {"Accept-Encoding": "identity"}
+        if not keep:
+            fields["Connection"] = "close"
+        if method == "POST":
+            fields["Content-Type"] = "application/json"
         if location.api_key is not None:
-            headers.addRawHeader("Authorization", f"Bearer {location.api_key}")
-        for name, value in more_headers.items():
-            headers.addRawHeader(name, value)
-        http = self._kept_http if self.keeps_connections else self._http
-        sending = http.request(
-            method,
-            self._url(location.url, path),
-            headers=headers,
-            data=data,
-            unbuffered=True,
-            allow_redirects=False,
-        )
-        sending.addTimeout(max(0.0, timeout), self._clock, onTimeoutCancel=_silent)
+            fields["Authorization"] = f"Bearer {location.api_key}"
         try:
-            return await cancellable(sending)  # type: ignore[no-any-return]
-        except (CancelledError, DomainError):
-            raise
-        except ConnectTimeout:
-            raise ApiConnectionError("connecting took too long")
-        except (ConnectError, DNSLookupError) as error:
-            raise ApiConnectionError(f"could not connect: {error.__class__.__name__}")
-        except ResponseFailed as error:
-            raise connection_error(error)
-        except Exception as error:
-            raise ApiConnectionError(f"the request failed: {error.__class__.__name__}")
+            head = request_head(method, request_url(location.url + path), fields)
+        except ValueError as error:
+            raise ApiConnectionError(str(error))
+        self._heads[method, path, keep] = head
+        return head
 
-    def _url(self, base: str, path: str) -> URL:
-        """Built once: treq takes a third of its time for parsing a text."""
-        if (base, path) not in self._urls:
-            self._urls[base, path] = request_url(base + path)
-        return self._urls[base, path]
-
-    async def _refusal(self, response: IResponse) -> DomainError:
+    async def _refusal(self, response: Response) -> DomainError:
         """What an answer other than 200 means. Its text is not shown: it may quote the prompt."""
-        status = response.code
+        status = response.status
         try:
             refusal = msgspec.json.decode(await self.read(response, 5.0), type=_Refusal)
         except (DomainError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -224,5 +210,5 @@ def decode(body: bytes, type: type[T]) -> T:
         raise ApiResponseFormatError("not JSON")
 
 
-def _silent(_: object, seconds: float) -> None:
+def _silent(_: object, seconds: float) -> NoReturn:
     raise DeadlineExceeded(f"the model server did not answer within {seconds:g} s")

@@ -77,7 +77,7 @@ def make_client(reactor: Any, service: Service, pool: HTTPConnectionPool | None 
         raise CommandError("usage", "The certificates to trust (--cacert, TLS_CERT_FILE) are not PEM certificates.")
     agent = Agent(
         reactor,
-        contextFactory=SystemAndMore(more),
+        contextFactory=SystemAndMore(more, more[0] if service.own and more else None),
         # Below the limit of the whole, so that a host that is silent is told from a service that is slow.
         connectTimeout=min(_CONNECT_TIMEOUT, service.timeout / 2),
         pool=pool or HTTPConnectionPool(reactor, persistent=False),

@@ -32,6 +32,8 @@ class Service(Struct, frozen=True, kw_only=True):
     url: URL
     authorities: str | None
     """PEM text of certificates to trust besides the system's."""
+    own: bool = False
+    """The first of them is the service's own, which is then enough whatever name it is for."""
     timeout: float
     token: str | None = None
     no_token: str | None = None
@@ -73,6 +75,8 @@ def locate(options: Namespace, *, timeout: float | None = None, with_token: bool
     return Service(
         url=url,
         authorities=_authorities(options.cacert, settings),
+        # On its own machine the service is asked as localhost, which a certificate for the world does not name.
+        own=options.cacert is None and _LOOPBACK.fullmatch(url.host) is not None,
         # A little longer than the service's own deadline, so that its answer comes before we give up.
         timeout=options.timeout or timeout or settings.request_timeout_seconds + 10,
         token=token,

@@ -24,15 +24,16 @@ def read_certificates(pem: str) -> list[X509]:
 
 @implementer(IPolicyForHTTPS)
 class SystemAndMore:
-    """Trusts what the system trusts, and some more certificates; host names are always verified."""
+    """Trusts what the system trusts, and some more certificates; host names are verified, but not of `own`."""
 
-    def __init__(self, more: Sequence[X509]):
+    def __init__(self, more: Sequence[X509], own: X509 | None = None):
         self._more = more
+        self._own = own
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> IOpenSSLClientConnectionCreator:
         """What makes connections to that host."""
         host = hostname.decode("ascii")
-        return VerifiedIdentity(_TrustingMore(optionsForClientTLS(host), self._more), host)
+        return VerifiedIdentity(_TrustingMore(optionsForClientTLS(host), self._more), host, self._own)
 
 
 @implementer(IOpenSSLClientConnectionCreator)

@@ -114,12 +114,20 @@ def _fields(event: Event) -> Event:
     for name, value in event.items():
         if name[:4] == "log_":
             continue
-        shown = value if type(value) in _PLAIN else safe_str(value)
+        shown = _counts(value) if type(value) is dict else _plain(value)
         if name not in _SPECIAL:
             fields[name] = shown
         elif name in _OURS and event.get("log_namespace") != "log_legacy":
             fields[f"{name}_"] = shown
     return fields
+
+
+def _plain(value: Any) -> Any:
+    return value if type(value) in _PLAIN else safe_str(value)
+
+
+def _counts(values: Event) -> Event:
+    return {safe_str(name): _plain(value) for name, value in values.items()}
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,8 @@
 """Prometheus metrics of the HTTP surface, in a registry of their own."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+from msgspec import Struct
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -14,11 +15,15 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from twisted.internet.defer import DeferredLock
+from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket import __version__
 
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 OVERHEAD_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+SCRAPE_SECONDS = 1.0
 _LABELS = ("route", "method", "status")
 
 
@@ -74,6 +79,21 @@ class Metrics:
             registry=registry,
         )
         self._rate_limited = {reason: rate_limited.labels(reason) for reason in ("quota", "invalid_token")}
+        handshakes = Counter(
+            "tls_handshake_failures",
+            "Connections that ended before TLS was up.",
+            ("reason",),
+            namespace=namespace,
+            registry=registry,
+        )
+        self._handshakes = {reason: handshakes.labels(reason) for reason in ("protocol", "timeout", "closed")}
+        self._lag = Histogram(
+            "reactor_lag_seconds",
+            "How late the event loop was, asked ten times a second.",
+            namespace=namespace,
+            registry=registry,
+            buckets=LAG_SECONDS,
+        )
         build = Gauge("build_info", "The version that runs.", ("version",), namespace=namespace, registry=registry)
         build.labels(__version__).set(1)
         ProcessCollector(registry=registry)
@@ -109,6 +129,14 @@ class Metrics:
         """A request was refused because its client has sent too many."""
         self._rate_limited[reason].inc()
 
+    def tls_handshake_failed(self, reason: str) -> None:
+        """A connection ended before TLS was up."""
+        self._handshakes[reason].inc()
+
+    def reactor_lag(self, seconds: float) -> None:
+        """The event loop was so late."""
+        self._lag.observe(seconds)
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """All families, as `rendered`."""
         return rendered(self._registry, accept)
@@ -116,7 +144,43 @@ class Metrics:
 
 def rendered(families: Collector, accept: str) -> tuple[bytes, str]:
     """All families, and the type of the text: OpenMetrics, with exemplars, for who accepts it."""
-    if "application/openmetrics-text" in accept:
+    if wants_openmetrics(accept):
         text: bytes = openmetrics.generate_latest(families)  # type: ignore[no-untyped-call]
         return text, openmetrics.CONTENT_TYPE_LATEST
     return generate_latest(families), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an Accept header names OpenMetrics."""
+    return "application/openmetrics-text" in accept
+
+
+Render = Callable[[str], Awaitable[tuple[bytes, str]]]
+"""The metrics and the type of their text, for an Accept header."""
+
+
+class _Scrape(Struct, frozen=True):
+    """A rendered text, its type, and when it was made."""
+
+    made: float
+    answer: tuple[bytes, str]
+
+
+class Scrapes:
+    """What scrapers get: each form is rendered at most once a second, however many ask, for it takes milliseconds."""
+
+    def __init__(self, render: Render, clock: IReactorTime):
+        self._render = render
+        self._clock = clock
+        self._last: dict[bool, _Scrape] = {}
+        self._one_at_a_time = DeferredLock()
+
+    async def get(self, accept: str) -> tuple[bytes, str]:
+        """The text and its type for an Accept header."""
+        async with self._one_at_a_time:
+            form = wants_openmetrics(accept)
+            now = self._clock.seconds()
+            last = self._last.get(form)
+            if last is None or not 0 <= now - last.made < SCRAPE_SECONDS:
+                last = self._last[form] = _Scrape(now, await self._render(accept))
+            return last.answer

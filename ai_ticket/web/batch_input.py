@@ -89,7 +89,8 @@ class LineSplitter:
                 yield self._take()
             else:
                 self._blank += 1
-            self._add(line)
+            if line:
+                self._add(line)
 
     def end(self) -> Iterator[Element]:
         """The last line, which may lack its end."""

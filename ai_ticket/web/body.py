@@ -11,6 +11,10 @@ MAX_HELD = 65_536
 """Bytes of a body that may have come and not been asked for: from there on the connection does not read on."""
 
 
+MIN_RATE = 4096
+"""Bytes a second: a caller who sends so fast never runs out of time for the body."""
+
+
 class BodyTime:
     """How long the caller may still take over the body, in seconds: it runs only while we wait for the caller."""
 
@@ -37,6 +41,10 @@ class BodyTime:
         self._left = self._seconds
         if self._since is not None:
             self._since = self._now()
+
+    def extend(self, received: int) -> None:
+        """So many bytes have come."""
+        self._left += received / MIN_RATE
 
     @property
     def over(self) -> bool:
@@ -125,6 +133,7 @@ class Body:
             return
         self._told = True
         self._size += len(data)
+        self._source.body_time.extend(len(data))
         if self._limit is not None and self._size > self._limit:
             if self._waiting is not None:
                 self._served(self._waiting).errback(self._too_large())

@@ -27,7 +27,7 @@ class Codec(Protocol):
         """Close, unless something is under way; then that closes it when it ends (see `Connections.leaving`)."""
 
     def advance(self) -> None:
-        """Requests may begin again (see `Connection.may_begin`)."""
+        """Go on with what has come, in a turn of the reactor that has room for it (see `Connection.has_turn`)."""
 
     def slow_down(self) -> None:
         """The transport holds enough: no more of any answer should be written."""
@@ -42,5 +42,5 @@ class Listener(Protocol):
     def received(self, request: Request) -> None:
         """A request's head is complete."""
 
-    def refuse(self, status: int) -> tuple[HeaderList, bytes]:
-        """Headers and body of the answer to what could not be read as a request."""
+    def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
+        """Headers and body of the answer to what could not be read as a request; `given` are those that could."""

@@ -1,7 +1,8 @@
 """Open connections: which protocol each speaks, how many there may be, and when one has been silent for too long."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.utils import formatdate
+from itertools import islice
 
 from msgspec import Struct
 from twisted.internet.interfaces import IDelayedCall, IHandshakeListener, IPushProducer, IReactorTime, ITransport
@@ -11,16 +12,23 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ai_ticket.interfaces import Recorder
+from ai_ticket.web.caps import Caps
+from ai_ticket.web.client_address import quota_key
 from ai_ticket.web.codec import Codec, Listener
 from ai_ticket.web.tcp import ask_tcp
+from ai_ticket.web.tls import handshake_fault
 
 SWEEP_SECONDS = 1.0
 TLS_HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 """How long a connection that was asked to close may take before it is aborted."""
 
-REQUESTS_A_TURN = 16
-"""Requests of one connection that may begin before the reactor sees to the others again."""
+TURN_MICROSECONDS = 8000
+"""What may be done for one connection before the reactor sees to the others again."""
+
+REQUEST_MICROSECONDS = 500
+"""What the beginning of a request is taken to cost."""
 
 
 class Timeouts(Struct, frozen=True):
@@ -43,7 +51,10 @@ class Connection(Protocol):
     """A caller's connection, with TLS or without. The codec is chosen when it is known what the peer speaks.
 
     `full`: the transport holds as much as it should of what the caller has not taken yet. `reading`: not paused.
+    `client`: whose it is, by its address. `asked_at`: when its latest request began, or it was opened.
     """
+
+    _log = Logger()
 
     transport: ITransport
 
@@ -51,6 +62,8 @@ class Connection(Protocol):
         self.connections = connections
         self.listener = listener
         self.peer = peer
+        self.client = quota_key(peer)
+        self.asked_at = connections.now()
         self.secure = secure
         self.codec: Codec | None = None
         self.full = False
@@ -58,16 +71,24 @@ class Connection(Protocol):
         self._stopped_reading = 0.0
         self._unread_seconds = 0.0
         self.closing = False
-        self._begun = 0
+        self._left = TURN_MICROSECONDS
         self._next_turn: IDelayedCall | None = None
         # By when TLS must be up, or the caller must have taken some of what waits for it, or the connection be closed.
         self._deadline: float | None = connections.now() + TLS_HANDSHAKE_SECONDS
         self._patience = 0.0
         self._acked = 0
+        self._aborted = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way, and nothing is left to be sent."""
+        return self.codec is not None and self.codec.idle and not self.closing
 
     def connectionMade(self) -> None:
         """Speak HTTP/1.1 at once without TLS; with TLS the handshake decides."""
-        self.connections.opened(self)
+        if not self.connections.opened(self):
+            self.abort()
+            return
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
         if not self.secure:
@@ -85,18 +106,24 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
-        self._begun = 0
         if self.codec is not None:
             self.codec.received(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
         self.connections.closed(self)
+        if self.secure and self.codec is None and not self._aborted:
+            self._handshake_failed(*handshake_fault(reason))
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
-        if self.codec is not None:
-            self.codec.lost()
+        codec, self.codec = self.codec, None  # each knows the other: else both would be garbage to be searched for
+        if codec is not None:
+            codec.lost()
+
+    def _handshake_failed(self, reason: str, details: str) -> None:
+        self.connections.recorder.tls_handshake_failed(reason)
+        self._log.debug("no TLS with {peer}: {details}", peer=self.peer, details=details)
 
     def pause_reading(self) -> None:
         """Let the caller wait with what it sends.
@@ -120,19 +147,34 @@ class Connection(Protocol):
         """A clock, in seconds, that stands still while nothing is read."""
         return (self.connections.now() if self.reading else self._stopped_reading) - self._unread_seconds
 
-    def may_begin(self) -> bool:
-        """Whether one more request may begin in this turn of the reactor: if not, the next calls `Codec.advance`."""
-        if self._next_turn is not None:
-            return False
-        if self._begun >= REQUESTS_A_TURN:
+    # What is done in a turn of the reactor. What things cost is estimated by those who do them and not measured, so the
+    # same bytes always take the same turns; and the share is made up only in a next turn, once it is used up.
+
+    @property
+    def turn_over(self) -> bool:
+        """Whether what is left to do waits for the next turn, which calls `Codec.advance`."""
+        return self._next_turn is not None
+
+    def has_turn(self) -> bool:
+        """Whether more may be done in this turn; if not, the next one calls `Codec.advance`."""
+        if self._left > 0:
+            return True
+        if self._next_turn is None:
             self._next_turn = self.connections.in_next_turn(self._go_on)
-            return False
-        self._begun += 1
-        return True
+        return False
+
+    def spend(self, microseconds: int) -> None:
+        """About this much was done."""
+        self._left -= microseconds
+
+    def request_begins(self) -> None:
+        """A request is handed on."""
+        self.spend(REQUEST_MICROSECONDS)
+        self.asked_at = self.connections.now()
 
     def _go_on(self) -> None:
         self._next_turn = None
-        self._begun = 0
+        self._left = TURN_MICROSECONDS
         if self.codec is not None:
             self.codec.advance()
 
@@ -148,6 +190,7 @@ class Connection(Protocol):
 
     def abort(self) -> None:
         """Close at once, losing what was not yet sent."""
+        self._aborted = True
         self.transport.abortConnection()  # type: ignore[attr-defined]
 
     def check_deadlines(self, now: float) -> None:
@@ -163,6 +206,8 @@ class Connection(Protocol):
                     self._deadline = now + self._patience
         if self._deadline is not None:
             if now >= self._deadline:
+                if self.codec is None:
+                    self._handshake_failed("timeout", f"not up within {TLS_HANDSHAKE_SECONDS:g} s")
                 self.abort()
         elif self.codec is not None:
             self.codec.check_deadlines(now)
@@ -203,19 +248,28 @@ class Connections:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, *, limit: int, timeouts: Timeouts, http1: CodecFactory, http2: CodecFactory
+        self,
+        clock: IReactorTime,
+        *,
+        limit: int,
+        per_client: int | None,
+        timeouts: Timeouts,
+        recorder: Recorder,
+        http1: CodecFactory,
+        http2: CodecFactory,
     ):
+        """@param limit: how many there may be. @param per_client: how many of one client; None: as many."""
         self._clock = clock
         self.now: Callable[[], float] = clock.seconds
-        self._limit = limit
-        self._open: dict[Connection, None] = {}
+        self._open: Caps[Connection] = Caps(clock.seconds, limit=limit, per_client=per_client)
         self._sweep = LoopingCall(self._check_deadlines)
         self._sweep.clock = clock
         self._date = (-1, b"")
-        self._refusals = 0
         self.timeouts = timeouts
+        self.recorder = recorder
         self.http1 = http1
         self.http2 = http2
+        self._told_to_drain = False
         self.draining = False
         self.leaving = False
 
@@ -247,11 +301,22 @@ class Connections:
         The idle ones stay open: to close one crosses the request that its caller may just be sending, and which then
         gets no answer.
         """
-        self.draining = True
+        self._told_to_drain = self.draining = True
+
+    def keep(self, keep: bool) -> None:
+        """Whether a connection is kept behind its next answer, unless we drain; kept it is at first."""
+        self.draining = self._told_to_drain or not keep
+
+    def shed(self, most: int) -> None:
+        """Close idle connections, so many at the most."""
+        idle = (connection for connection in self._open if connection.idle)
+        for connection in list(islice(idle, most)):
+            if connection.codec is not None:
+                connection.codec.leave()
 
     def leave(self) -> None:
         """Close the idle connections; the others close as soon as nothing is under way on them."""
-        self.draining = self.leaving = True
+        self._told_to_drain = self.draining = self.leaving = True
         for connection in list(self._open):
             if connection.codec is not None:
                 connection.codec.leave()
@@ -271,34 +336,25 @@ class Connections:
             self._date = (now, formatdate(now, usegmt=True).encode())
         return self._date[1]
 
-    def opened(self, connection: Connection) -> None:
-        """Count a new connection; where there are too many, the one that has been idle for longest makes room."""
-        if len(self._open) >= self._limit:
-            oldest = next(self._idle(), None)
-            self._refusals += 1
-            if self._refusals == 1:
-                self._log.warn("MAX_CONNECTIONS={limit} reached: closing idle connections", limit=self._limit)
-            if oldest is None:
-                connection.abort()
-                return
-            del self._open[oldest]  # it closes a little later; the next newcomer must not count on it again
-            oldest.abort()
-        self._open[connection] = None
+    def opened(self, connection: Connection) -> bool:
+        """Count a new connection, if there is a place for it."""
+        return self._open.enter(connection)
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone."""
-        self._open.pop(connection, None)
-
-    def _idle(self) -> Iterator[Connection]:
-        return (connection for connection in self._open if connection.codec is not None and connection.codec.idle)
+        self._open.leave(connection)
 
     def _check_deadlines(self) -> None:
-        if self._refusals > 1:
-            self._log.warn("{count} more connections closed for room", count=self._refusals - 1)
-        self._refusals = 0
+        self._open.report()
         now = self.now()
         for connection in list(self._open):
-            connection.check_deadlines(now)
+            try:
+                connection.check_deadlines(now)
+            except Exception:
+                # The others are still to be looked at, now and later.
+                self._log.failure("a connection's deadlines can't be checked, it is cut", peer=connection.peer)
+                self.closed(connection)
+                connection.abort()
 
 
 class ConnectionFactory(Factory):

@@ -13,12 +13,14 @@ STATUSES = {
     "invalid_input_format": 400,
     "missing_content_field": 400,
     "invalid_parameter": 400,
+    "unsupported_parameter": 400,
     "unauthorised": 401,
     "not_found": 404,
     "method_not_allowed": 405,
     "length_required": 411,
     "payload_too_large": 413,
     "unsupported_media_type": 415,
+    "expectation_failed": 417,
     "prompt_extraction_failed": 422,
     "context_length_exceeded": 422,
     "rate_limited": 429,
@@ -81,6 +83,13 @@ class UnsupportedMediaType(DomainError):
 
     code = "unsupported_media_type"
     default_message = "The Content-Type must be application/json."
+
+
+class ExpectationFailed(DomainError):
+    """The caller expects something other than to be told to send the body (RFC 9110, 10.1.1)."""
+
+    code = "expectation_failed"
+    default_message = "Nothing but 100-continue may be expected."
 
 
 class Quota(Struct, frozen=True):

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from ai_ticket.errors import ShuttingDown
+from ai_ticket.errors import Overloaded, ShuttingDown
 from ai_ticket.interfaces import Client, Limiter, Recorder
+from ai_ticket.web import openai_faults
 from ai_ticket.web.auth import Authenticator
 from ai_ticket.web.faults import Quota, RateLimited, quota_headers, retry_after_seconds
 from ai_ticket.web.request import Request
@@ -16,6 +17,9 @@ _LONGEST_NAP_SECONDS = 1.0
 
 PRECEDENCE_SECONDS = 1.0
 """How long a batch holds back beyond the time when somebody of the same quota was told to come back."""
+
+OVERLOAD_RETRY_SECONDS = 5.0
+"""When a caller may come back to a service that is short of memory."""
 
 
 class Gate:
@@ -29,12 +33,14 @@ class Gate:
         clock: IReactorTime,
         recorder: Recorder,
         draining: Callable[[], bool],
+        short_of_memory: Callable[[], bool],
     ):
         self._authenticator = authenticator
         self._limiter = limiter
         self._clock = clock
         self._recorder = recorder
         self._draining = draining
+        self._short_of_memory = short_of_memory
         self._batches: dict[str, int] = {}
         self._reserved_until: dict[str, float] = {}
 
@@ -51,7 +57,7 @@ class Gate:
         """Who sent the request; it does not count yet.
 
         @raise Unauthorised: nobody whom we know. @raise RateLimited: too many wrong tokens from this address.
-        @raise ShuttingDown: the service takes no more events.
+        @raise ShuttingDown: the service takes no more events. @raise Overloaded: nor does it for the time being.
         """
         client = await self._authenticator.authenticate(request)
         if client.address != request.peer:
@@ -61,6 +67,12 @@ class Gate:
             request.span.set({"ai_ticket.client": client.name})
         if self.draining:
             raise self.shutting_down()
+        if self._short_of_memory():
+            raise Overloaded(
+                "short of memory",
+                message="The service takes no more events for the moment.",
+                retry_after=OVERLOAD_RETRY_SECONDS,
+            )
         return client
 
     async def admit(self, request: Request) -> Client:
@@ -78,6 +90,8 @@ class Gate:
         quota = Quota(limiter.limit, limiter.window, admission.remaining)
         if admission.admitted:
             request.common_headers += quota_headers(quota, admission.retry_after)
+            if request.path.startswith(openai_faults.PATHS):
+                request.common_headers += openai_faults.openai_quota_headers(quota, admission.retry_after)
             return
         self._recorder.rate_limited("quota")
         if key in self._batches:

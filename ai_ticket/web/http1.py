@@ -10,9 +10,16 @@ from twisted.internet.interfaces import IPushProducer
 
 from ai_ticket.web.body import BodyTime
 from ai_ticket.web.connections import CLOSE_SECONDS, Connection
+from ai_ticket.web.heads import MAX_HEAD_BYTES
 from ai_ticket.web.http1_answer import CONTINUE, Answer, whole
-from ai_ticket.web.http1_parser import MAX_HEAD_BYTES, Broken, End, Head, Parser
+from ai_ticket.web.http1_parser import Broken, End, Head, Parser
 from ai_ticket.web.request import HeaderList, Request
+
+MAX_UNREAD = 65_536
+"""Bytes that may wait behind the request under way before nothing more is taken from the kernel."""
+
+CUT_SECONDS = 1.0
+"""How long the rest of a body is dropped whose answer was cut, for what there is of it to arrive."""
 
 
 class _State(Enum):
@@ -46,20 +53,20 @@ class Http1:
     @property
     def idle(self) -> bool:
         """Whether no request is under way, and nothing is left to be sent."""
-        return self._request is None and not (self._pieces or self._parser.head_fed or self._connection.full)
+        return self._request is None and not (
+            self._pieces or self._parser.head_fed or self._parser.unread or self._connection.full
+        )
 
     # What the connection tells the codec.
 
     def received(self, data: bytes) -> None:
-        """Parse, then act on what was found."""
+        """Parse, and act on what is found."""
         if self._state is _CLOSED:
             return
         if self.idle and self._state is _SERVING:
             self.deadline = self._now() + self._timeouts.header
-        self._parser.feed(data)
-        if self._state is _DISCARDING:
-            self._discard()
-        else:
+        self._parser.add(data)
+        if not self._connection.turn_over:
             self.advance()
 
     def lost(self) -> None:
@@ -102,35 +109,49 @@ class Http1:
     # Requests, one at a time.
 
     def advance(self) -> None:
-        """Act on the pieces that are there, as far as the request under way allows."""
+        """Read and act on what was found, as far as the request under way and this turn of the reactor allow."""
         if self._advancing:
             return
         self._advancing = True
         try:
-            while self._pieces and self._state is _SERVING:
-                piece = self._pieces[0]
-                if isinstance(piece, Head):
-                    if self._request is not None or self._connection.full or not self._connection.may_begin():
+            while self._state is not _CLOSED:
+                if self._pieces:
+                    if not self._act():
                         break
-                    self._pieces.popleft()
-                    self._begin(piece)
-                elif isinstance(piece, End):
-                    self._pieces.popleft()
-                    self._end_body()
-                elif isinstance(piece, bytearray):
-                    self._pieces.popleft()
-                    if self._request is not None:
-                        self._request.body_received(piece)
-                elif self._request is None:
-                    self._refuse(piece.status)
-                elif self._request.body.ended:
-                    break
+                elif self._parser.unread and self._connection.has_turn():
+                    self._connection.spend(self._parser.read_slice())
                 else:
-                    self._give_up_body(self._request)
+                    break
         finally:
             self._advancing = False
-        if self._pieces or not self._connection.reading:
+        if self._pieces or self._parser.unread or not self._connection.reading:
             self._regulate()
+
+    def _act(self) -> bool:
+        """Act on the next piece. Whether that was possible."""
+        piece = self._pieces[0]
+        if self._state is _DISCARDING:
+            self._discard()
+        elif isinstance(piece, Head):
+            if self._request is not None or self._connection.full or not self._connection.has_turn():
+                return False
+            self._connection.request_begins()
+            self._pieces.popleft()
+            self._begin(piece)
+        elif isinstance(piece, End):
+            self._pieces.popleft()
+            self._end_body()
+        elif isinstance(piece, bytearray):
+            self._pieces.popleft()
+            if self._request is not None:
+                self._request.body_received(piece)
+        elif self._request is None:
+            self._refuse(piece)
+        elif self._request.body.ended:
+            return False
+        else:
+            self._give_up_body(self._request)
+        return True
 
     def _begin(self, head: Head) -> None:
         self._request = request = Request(
@@ -162,10 +183,10 @@ class Http1:
         if request.responded:
             self._close()
 
-    def _refuse(self, status: int) -> None:
+    def _refuse(self, broken: Broken) -> None:
         """Answer what could not be read as a request, and close."""
-        headers, body = self._connection.listener.refuse(status)
-        self.send(status, headers, body, len(body))
+        headers, body = self._connection.listener.refuse(broken.status, broken.headers, self._connection.secure)
+        self.send(broken.status, headers, body, len(body))
 
     def _finish(self) -> None:
         """The request under way is answered and read to its end: the next may begin."""
@@ -179,8 +200,9 @@ class Http1:
     # The request's body.
 
     def send_continue(self) -> None:
-        """Tell the caller to send the body."""
-        self._transport.write(CONTINUE)
+        """Tell the caller to send the body, if it knows that it may be told (RFC 9110, 10.1.1)."""
+        if self._request is not None and self._request.version == "1.1":
+            self._transport.write(CONTINUE)
 
     def pause_body(self) -> None:
         """Read no more."""
@@ -193,8 +215,8 @@ class Http1:
         self._regulate()
 
     def _regulate(self) -> None:
-        """Read on or not. Nothing more is read than what can be acted on, and a little."""
-        if self._state is _SERVING and (self._body_paused or self._parser.overfull):
+        """Take more from the kernel or not: no more than what can be acted on, and a little."""
+        if self._body_paused or self._connection.turn_over or len(self._parser.unread) > MAX_UNREAD:
             self._connection.pause_reading()
         else:
             self._connection.resume_reading()
@@ -233,10 +255,14 @@ class Http1:
             self._answered(answer.last or self._connection.connections.leaving or self._is_spent())
 
     def abort(self) -> None:
-        """Cut the answer in pieces: a chunked body without its end shows that it was cut."""
-        self._state = _CLOSED
-        self._request = self._answer = None
-        self._connection.abort()
+        """Cut the answer in pieces: what there is of it is sent, and a chunked body without its end shows the cut."""
+        self._answer = None
+        if self._connection.full:  # who does not read would not take the rest either
+            self._state = _CLOSED
+            self._request = None
+            self._connection.abort()
+        else:
+            self._close_after_answer(CUT_SECONDS)
 
     def _answered(self, last: bool) -> None:
         if last:
@@ -273,7 +299,7 @@ class Http1:
                 return not isinstance(piece, End)
         return True
 
-    def _close_after_answer(self) -> None:
+    def _close_after_answer(self, seconds: float = CLOSE_SECONDS) -> None:
         pending = self._body_pending()
         self._request = None
         self._pieces.clear()
@@ -281,7 +307,7 @@ class Http1:
             # Closing while data is on its way makes the kernel send a reset, which can overtake the answer. So what
             # comes is read and dropped for a while (RFC 9112, 9.6).
             self._state = _DISCARDING
-            self.deadline = self._now() + CLOSE_SECONDS
+            self.deadline = self._now() + seconds
             self._regulate()
         else:
             self._close()

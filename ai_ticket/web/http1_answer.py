@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from twisted.internet.interfaces import IPushProducer, ITransport
 
-from ai_ticket.web.request import HeaderList
+from ai_ticket.web.request import NO_CONTENT, HeaderList
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -23,7 +23,9 @@ def _head(status: int, date: bytes, headers: HeaderList, *, last: bool) -> list[
 def whole(status: int, date: bytes, headers: HeaderList, body: bytes, content_length: int, *, last: bool) -> bytes:
     """A whole answer. `last`: the connection is closed behind it."""
     lines = _head(status, date, headers, last=last)
-    lines += (b"content-length: %d\r\n\r\n" % content_length, body)
+    if status != NO_CONTENT:
+        lines.append(b"content-length: %d\r\n" % content_length)
+    lines += (b"\r\n", body)
     return b"".join(lines)
 
 

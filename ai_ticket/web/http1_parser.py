@@ -1,4 +1,8 @@
-"""What llhttp (by httptools) finds in the bytes of an HTTP/1.1 connection: heads, pieces of bodies, ends."""
+"""What llhttp (by httptools) finds in the bytes of an HTTP/1.1 connection: heads, pieces of bodies, ends.
+
+llhttp refuses most of what is malformed by itself, `heads.is_sound` the rest. It is fed a slice at a time, so that the
+others get their turn whatever there is in what has come.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,11 +11,15 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from msgspec import Struct
 from twisted.logger import Logger
 
-MAX_HEAD_BYTES = 16_384
-MAX_HEAD_FIELDS = 100
-MAX_WAITING = 64
-MAX_WAITING_BYTES = 65_536
-"""Pieces, and their bytes of bodies, that may wait behind the request that is being answered."""
+from ai_ticket.web.heads import MAX_HEAD_BYTES, MAX_HEAD_FIELDS, is_sound
+
+SLICE_BYTES = 4096
+
+FRAMING_RATIO = 8
+"""How many bytes there may be around each byte of a chunked body: a chunk of one byte has five. What is beyond that,
+
+extensions and trailers, counts towards the limit of a head.
+"""
 
 
 class Head(Struct, gc=False):
@@ -26,9 +34,10 @@ class Head(Struct, gc=False):
 
 
 class Broken(Struct, frozen=True):
-    """What follows can't be read; `status` is the answer to it."""
+    """What follows can't be read; `status` is the answer to it, `headers` those that could be read before."""
 
     status: int
+    headers: dict[bytes, bytes]
 
 
 class End(Struct, gc=False):
@@ -42,7 +51,8 @@ Piece = Head | bytearray | End | Broken
 class Parser:
     """Turns bytes into `pieces`, for others to take from the left. A body's bytes in a row make one piece.
 
-    `head_fed` counts the bytes of a head that has begun to come and is not complete.
+    `unread` is what has come and was not parsed yet. `head_fed` is not 0 where a head has begun to come and is not
+    complete: it counts its bytes, at the least.
     """
 
     _log = Logger()
@@ -50,6 +60,7 @@ class Parser:
     def __init__(self, now: Callable[[], float]):
         self._now = now
         self._llhttp = HttpRequestParser(self)
+        self.unread = b""
         self.pieces: deque[Piece] = deque()
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
@@ -57,29 +68,42 @@ class Parser:
         self._head_bytes = 0
         self.head_fed = 0
         self._in_head = True
+        self._body_bytes = 0
+        self._framing = 0
+        self._work = 0
+        self._broken = False
 
-    @property
-    def overfull(self) -> bool:
-        """Whether more pieces wait than should."""
-        if len(self.pieces) > MAX_WAITING:
-            return True
-        return sum(len(piece) for piece in self.pieces if isinstance(piece, bytearray)) > MAX_WAITING_BYTES
+    def add(self, data: bytes) -> None:
+        """Take in what has come."""
+        if not self._broken:
+            self.unread = self.unread + data if self.unread else data
 
-    def feed(self, data: bytes) -> None:
-        """Parse what has come."""
+    def read_slice(self) -> int:
+        """Read a little of it. Returns about how many microseconds that took."""
+        data, self.unread = self.unread[:SLICE_BYTES], self.unread[SLICE_BYTES:]
+        self._work = 5
+        in_body, body_bytes = not self._in_head, self._body_bytes
         if self._in_head:
             self.head_fed += len(data)
         self._parse(data)
-        if self._in_head and self.head_fed > MAX_HEAD_BYTES:
-            self._break(431)
+        if self._in_head:
+            if self.head_fed > MAX_HEAD_BYTES:
+                self._break(431)
+        elif in_body:
+            framing = len(data) - (1 + FRAMING_RATIO) * (self._body_bytes - body_bytes)
+            self._framing = max(0, self._framing + framing)
+            if self._framing > MAX_HEAD_BYTES:
+                self._break(400)
+        return self._work
 
     def _parse(self, data: bytes) -> None:
         try:
             self._llhttp.feed_data(data)
         except HttpParserUpgrade as upgrade:
-            if self._llhttp.get_method() == b"CONNECT":
-                return
-            self._decline_upgrade(data[upgrade.args[0] :])
+            if self._llhttp.get_method() != b"CONNECT":
+                self._decline_upgrade(data[upgrade.args[0] :])
+            else:
+                self._end()
         except HttpParserCallbackError:
             self._log.failure("a parser callback failed")
             self._break(500)
@@ -92,15 +116,26 @@ class Parser:
         llhttp stops after such a head and leaves the body unread, so a new parser gets the head again without the
         offer, and then the rest. CONNECT has no body that could be read: its answer is the last.
         """
-        head = [b"%s %s HTTP/1.1" % (self._llhttp.get_method(), self._target)]
+        version = self._llhttp.get_http_version().encode()
+        head = [b"%s %s HTTP/%s" % (self._llhttp.get_method(), self._target, version)]
         head += [b"%s: %s" % header for header in self._headers.items() if header[0] not in (b"upgrade", b"connection")]
         if b"close" in self._headers.get(b"connection", b"").lower():
             head.append(b"connection: close")
         self._llhttp = HttpRequestParser(self)
-        self._parse(b"\r\n".join([*head, b"\r\n"]) + rest)
+        self._work += 20
+        if not self._broken:
+            self.unread = rest + self.unread
+            self._parse(b"\r\n".join([*head, b"\r\n"]))
 
     def _break(self, status: int) -> None:
-        self.pieces.append(Broken(status))
+        if not self._broken:
+            self._end()
+            self.pieces.append(Broken(status, self._headers))
+
+    def _end(self) -> None:
+        """Read nothing any more."""
+        self._broken = True
+        self.unread = b""
 
     # What llhttp finds, in order.
 
@@ -108,8 +143,10 @@ class Parser:
         """A new head."""
         self._target = b""
         self._headers = {}
-        self._fields = self._head_bytes = 0
+        self._fields = 0
+        self._head_bytes = 14  # in the request line beside method and target, and in the empty line
         self._in_head = True
+        self.head_fed = self.head_fed or 1
 
     def on_url(self, part: bytes) -> None:
         """A part of the request target."""
@@ -117,27 +154,32 @@ class Parser:
         self._head_bytes += len(part)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; after the body it is a trailer, which nothing here wants."""
-        if not self._in_head:
-            return
+        """A header; after the body it is a trailer, which nothing here wants but which counts all the same."""
         self._fields += 1
         self._head_bytes += len(name) + len(value) + 4
-        name = name.lower()
-        known = self._headers.get(name)
-        self._headers[name] = value if known is None else known + b", " + value
+        if self._fields > MAX_HEAD_FIELDS:
+            self._break(431)
+        elif self._in_head:
+            name, value = name.lower(), value.rstrip()
+            known = self._headers.get(name)
+            self._headers[name] = value if known is None else known + b", " + value
 
     def on_headers_complete(self) -> None:
         """The head is complete."""
+        self._work += 10 + self._fields
         self._in_head = False
-        self.head_fed = 0
-        if self._head_bytes > MAX_HEAD_BYTES or self._fields > MAX_HEAD_FIELDS:
-            self._break(431)
+        self.head_fed = self._framing = 0
+        if self._broken:
             return
         method = self._llhttp.get_method().decode("ascii")
+        self._head_bytes += len(method)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._break(431)
+            return
         if self._llhttp.should_upgrade() and method != "CONNECT":
             return
         version = self._llhttp.get_http_version()
-        if not _one_host(self._headers.get(b"host"), version):
+        if not is_sound(method, self._target, version, self._headers):
             self._break(400)
             return
         # HTTP/1.0 callers get one answer a connection: they would need to be told of each one kept open.
@@ -146,20 +188,21 @@ class Parser:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
+        self._work += 2
+        self._body_bytes += len(data)
         before = self.pieces[-1] if self.pieces else None
         if isinstance(before, bytearray):
             before += data
-        else:
+        elif not self._broken:
             self.pieces.append(bytearray(data))
 
     def on_message_complete(self) -> None:
         """The body is complete, or llhttp gives up at an upgrade (see `_decline_upgrade`)."""
         self._in_head = True
-        if self._llhttp.should_upgrade() and self._llhttp.get_method() != b"CONNECT":
+        if self._broken or (self._llhttp.should_upgrade() and self._llhttp.get_method() != b"CONNECT"):
             return
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._break(431)
+            return
+        self._headers = {}
         self.pieces.append(_END)
-
-
-def _one_host(host: bytes | None, version: str) -> bool:
-    """Whether there is the one Host header that HTTP/1.1 demands (RFC 9112, 3.2); repeated ones come joined."""
-    return b"," not in host if host is not None else version == "1.0"

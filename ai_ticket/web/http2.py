@@ -1,23 +1,21 @@
-"""HTTP/2 on one connection: h2 keeps the protocol's state, this turns streams into requests and answers into frames."""
+"""HTTP/2 on one connection: h2 keeps the protocol's state, this turns streams into requests and answers into frames.
 
-from collections import deque
+h2 gets one frame at a time (`http2_frames`), and not the fields of a head (`http2_state`): see there why.
+"""
+
 from contextlib import suppress
 
-import h2.config
-import h2.connection
-import h2.errors
 import h2.events
-import h2.exceptions
-import h2.settings
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ai_ticket.web.connections import Connection
-from ai_ticket.web.http1_parser import MAX_HEAD_BYTES
+from ai_ticket.web.heads import are_trailers, http2_head
+from ai_ticket.web.http2_frames import Allowance, ConnectionFault, Frame, Frames
+from ai_ticket.web.http2_state import MAX_CONCURRENT_STREAMS, ServerConnection
 from ai_ticket.web.http2_stream import Stream
-from ai_ticket.web.request import Request
-
-MAX_CONCURRENT_STREAMS = 100
 
 MAX_OWED = 65_536
 """Bytes of replies to the peer's frames that may wait for a peer who takes nothing, before no more frames are read."""
@@ -28,9 +26,16 @@ GOAWAY_SECONDS = 0.1
 Some clients (httpx) give up all of their streams when it comes, even those whose answers they have not looked at yet.
 """
 
-RESET_BURST = 200
-RESETS_A_SECOND = 33.0
-"""Streams that a peer may reset before it is taken for an attack (CVE-2023-44487): a burst, and a rate after that."""
+RESET_BURST, RESETS_A_SECOND = 200.0, 33.0
+"""Streams that may come to nothing, reset by the peer or malformed, before that is an attack (CVE-2023-44487)."""
+
+IDLE_BURST, IDLE_A_SECOND = 1000.0, 50.0
+"""Frames that bring no request on: PING, SETTINGS, WINDOW_UPDATE and the like (CVE-2019-9511 to 9518)."""
+
+IDLE_A_REQUEST = 10
+"""How many more of them come with a request; more still come with its answer (see `Stream`)."""
+
+FRAME_MICROSECONDS = 25
 
 
 class Http2:
@@ -44,61 +49,93 @@ class Http2:
         self._transport = connection.transport
         self._timeouts = connection.connections.timeouts
         self._streams: dict[int, Stream] = {}
-        self._events: deque[h2.events.Event] = deque()
+        self._frames = Frames()
         self._owed = 0
         self._closing = False
+        self._parting = False
         self._leaving: IDelayedCall | None = None
-        self._resets = float(RESET_BURST)
-        self._resets_at = self._now()
+        self._resets = Allowance(self._now, RESET_BURST, RESETS_A_SECOND)
+        self.idle_frames = Allowance(self._now, IDLE_BURST, IDLE_A_SECOND)
         self.deadline: float | None = self._now() + self._timeouts.header
+        self._head_deadline: float | None = None
 
-        config = h2.config.H2Configuration(client_side=False, header_encoding=None)
-        self.h2 = h2.connection.H2Connection(config)
-        self.h2.local_settings = h2.settings.Settings(
-            client=False,
-            initial_values={
-                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_CONCURRENT_STREAMS,
-                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
-            },
-        )
-        self.h2.initiate_connection()
+        self.h2 = ServerConnection()
         self.write()
 
     @property
     def idle(self) -> bool:
         """Whether no request is under way, and nothing is left to be sent."""
-        return not (self._streams or self._events or self.connection.full)
+        return not (self._streams or self._frames.behind or self.connection.full)
 
     # What the connection tells the codec.
 
     def received(self, data: bytes) -> None:
-        """Parse, then act on what was found."""
-        if self._closing:
-            return
-        try:
-            events = self.h2.receive_data(data)
-        except h2.exceptions.ProtocolError as error:
-            # Its text is not logged: h2 quotes header values, a token's among them.
-            self._log.info("HTTP/2 protocol error: {error}", error=type(error).__name__, peer=self.connection.peer)
-            self._end_connection()
-            return
-        self._events.extend(events)
-        self.advance()
+        """Read the frames, and act on each."""
+        if not self._closing:
+            self._frames.add(data)
+            if not self.connection.turn_over:
+                self.advance()
 
     def advance(self) -> None:
-        """Act on what was found, as far as requests may begin; until that is done no more is read."""
-        while self._events and not self._closing:
-            if isinstance(self._events[0], h2.events.RequestReceived) and not self.connection.may_begin():
-                break
-            self._handle(self._events.popleft())
+        """Act on the frames that have come, as far as this turn of the reactor allows."""
+        try:
+            while not self._closing and self._owed <= MAX_OWED and self.connection.has_turn():
+                frame = self._frames.take()
+                if frame is None:
+                    break
+                self._receive(frame)
+        except ConnectionFault as fault:
+            self._fail(fault.code)
+        if self._closing:
+            return
         self.write()
+        self._watch_head()
+        self._part()
         self._regulate()
 
+    def _watch_head(self) -> None:
+        if not self._frames.in_head:
+            self._head_deadline = None
+        elif self._head_deadline is None:
+            self._head_deadline = self.connection.reading_time() + self._timeouts.header
+
     def _regulate(self) -> None:
-        if self._events or self._owed > MAX_OWED or self._leaving is not None:
+        if self.connection.turn_over or self._owed > MAX_OWED or self._leaving is not None:
             self.connection.pause_reading()
         else:
             self.connection.resume_reading()
+
+    def _receive(self, frame: Frame) -> None:
+        self.connection.spend(FRAME_MICROSECONDS + frame.size // (2 if frame.heads else 200))
+        if not (frame.bears or self.idle_frames.spend(1 + frame.size / 64)):
+            raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM)
+        if frame.ignored:
+            return
+        if frame.parting:
+            self._parting = True
+            return
+        try:
+            events = self.h2.receive_data(frame.with_known_settings())
+        except ProtocolError as error:
+            # Its text is not logged: h2 quotes what the caller has sent.
+            self._log.info("HTTP/2 protocol error: {error}", error=type(error).__name__, peer=self.connection.peer)
+            self._end_connection()
+            return
+        except ConnectionFault:
+            raise
+        except Exception as error:  # whatever else h2 stumbles over, it can't go on
+            self._log.error("HTTP/2 failed: {error}", error=type(error).__name__, peer=self.connection.peer)
+            raise ConnectionFault(ErrorCodes.INTERNAL_ERROR)
+        for event in events:
+            self._handle(event)
+        if frame.bears and not events and not self.idle_frames.spend():  # for a stream that is over
+            raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM)
+
+    def _fail(self, code: ErrorCodes) -> None:
+        """The peer does what it must not: end the connection."""
+        self._log.info("HTTP/2 connection ended: {code}", code=code.name, peer=self.connection.peer)
+        self.h2.close_connection(code)
+        self._end_connection()
 
     def _handle(self, event: h2.events.Event) -> None:
         match event:
@@ -106,12 +143,18 @@ class Http2:
                 self._begin(event)
             case h2.events.DataReceived():
                 self._body_received(event)
+            case h2.events.TrailersReceived():
+                self._trailers_received(event)
             case h2.events.StreamEnded():
                 stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.body_ended()
             case h2.events.StreamReset():
                 self._reset_by_peer(event.stream_id)
+            case h2.events.WindowUpdated() if event.stream_id:
+                stream = self._streams.get(event.stream_id)
+                if stream is not None and stream.waits:
+                    stream.flush()
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
                 self._flush_all()
             case h2.events.ConnectionTerminated():
@@ -124,7 +167,6 @@ class Http2:
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
-        self._events.clear()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.request.connection_lost()
@@ -134,7 +176,10 @@ class Http2:
         for stream in list(self._streams.values()):
             if stream.late(now):
                 self.cut(stream)
-        if self.deadline is not None and now >= self.deadline:
+        if self._head_deadline is not None and self.connection.reading_time() >= self._head_deadline:
+            self._head_deadline = None
+            self.connection.abort()
+        elif self.deadline is not None and now >= self.deadline:
             self.deadline = None
             self._go_away()
 
@@ -146,25 +191,37 @@ class Http2:
     # Requests.
 
     def _begin(self, event: h2.events.RequestReceived) -> None:
-        stream_id = event.stream_id
-        stream = Stream(self, stream_id)
-        headers: dict[bytes, bytes] = {}
-        for name, value in event.headers:
-            known = headers.get(name)
-            headers[name] = value if known is None else known + b", " + value
-        stream.request = Request(
-            stream,
-            method=headers.pop(b":method", b"").decode("latin-1"),
-            target=headers.pop(b":path", b""),
-            version="2",
-            headers=headers,
-            peer=self.connection.peer,
-            secure=self.connection.secure,
-            arrived=self._now(),
-        )
-        self._streams[stream_id] = stream
+        self.connection.request_begins()
+        self.idle_frames.earn(IDLE_A_REQUEST)
+        if len(self._streams) >= MAX_CONCURRENT_STREAMS:
+            self._reject(event.stream_id, ErrorCodes.REFUSED_STREAM)
+            return
+        head = http2_head(self.h2.decoder.fields)
+        if head is None:
+            self._reject(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return
+        stream = Stream(self, event.stream_id, head)
+        if event.stream_ended is not None and stream.request.content_length:
+            self._reject(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            return
+        self._streams[event.stream_id] = stream
         self.deadline = None
-        self.connection.listener.received(stream.request)
+        if head.too_large:
+            stream.refuse(431)
+        else:
+            self.connection.listener.received(stream.request)
+
+    def _reject(self, stream_id: int, code: ErrorCodes) -> None:
+        """Reset a stream that the peer should not have begun, or not so."""
+        self._log.info("HTTP/2 stream refused: {code}", code=code.name, peer=self.connection.peer)
+        with suppress(ProtocolError):
+            self.h2.reset_stream(stream_id, code)
+        self._count_reset()
+
+    def _trailers_received(self, event: h2.events.TrailersReceived) -> None:
+        stream = self._streams.get(event.stream_id)
+        if stream is not None and not are_trailers(self.h2.decoder.fields):
+            self.spoil(stream)
 
     def _body_received(self, event: h2.events.DataReceived) -> None:
         stream = self._streams.get(event.stream_id)
@@ -172,7 +229,7 @@ class Http2:
         if stream is not None:
             stream.body_received(event.data, size)
         elif size:
-            with suppress(h2.exceptions.ProtocolError):
+            with suppress(ProtocolError):
                 self.h2.increment_flow_control_window(size)
 
     def _reset_by_peer(self, stream_id: int) -> None:
@@ -180,13 +237,11 @@ class Http2:
         if stream is not None:
             self.forget(stream)
             stream.request.connection_lost()
-        now = self._now()
-        self._resets = min(RESET_BURST, self._resets + max(0.0, now - self._resets_at) * RESETS_A_SECOND) - 1
-        self._resets_at = now
-        if self._resets < 0:
-            self._log.info("too many stream resets", peer=self.connection.peer)
-            self.h2.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-            self._end_connection()
+        self._count_reset()
+
+    def _count_reset(self) -> None:
+        if not self._resets.spend():
+            raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _flush_all(self) -> None:
         """Send what may be sent, of another stream first each time."""
@@ -200,10 +255,17 @@ class Http2:
     def cut(self, stream: Stream) -> None:
         """Reset a stream, whatever it waits for."""
         # Where there was an answer, the rest of the body is not wanted, and this is no error (RFC 9113, 8.1).
-        code = h2.errors.ErrorCodes.NO_ERROR if stream.answered else h2.errors.ErrorCodes.CANCEL
+        self._end_stream(stream, ErrorCodes.NO_ERROR if stream.answered else ErrorCodes.CANCEL)
+
+    def spoil(self, stream: Stream) -> None:
+        """Reset a stream whose request turns out malformed."""
+        self._end_stream(stream, ErrorCodes.PROTOCOL_ERROR)
+        self._count_reset()
+
+    def _end_stream(self, stream: Stream, code: ErrorCodes) -> None:
         try:
             self.h2.reset_stream(stream.id, code)
-        except h2.exceptions.ProtocolError:
+        except ProtocolError:
             self._log.debug("a stream to reset was closed already")
         self.write()
         self.forget(stream)
@@ -214,17 +276,18 @@ class Http2:
         self._streams.pop(stream.id, None)
         if not self._streams:
             self.deadline = self._now() + self._timeouts.keepalive
-            if self.connection.connections.draining and not self._closing and not self._requests_wait():
-                self._take_leave()
-
-    def _requests_wait(self) -> bool:
-        return any(isinstance(event, h2.events.RequestReceived) for event in self._events)
+            self._parting = self._parting or self.connection.connections.draining
+            self._part()
 
     # The connection.
 
-    def _take_leave(self) -> None:
-        """Take no more requests, and close in a moment. The caller of one that is not taken knows by the GOAWAY."""
-        if self._leaving is None:
+    def _part(self) -> None:
+        """If it is time to: take no more requests, and close in a moment.
+
+        The caller of one that is not taken knows by the GOAWAY.
+        """
+        done = not (self._streams or self._closing or self._frames.behind)
+        if self._parting and done and self._leaving is None:
             self._leaving = self.connection.connections.later(GOAWAY_SECONDS, self._go_away)
             self.deadline = None
             self.connection.pause_reading()
@@ -265,6 +328,6 @@ class Http2:
         for stream in self._streams.values():
             stream.be_patient()
         self._flush_all()
-        self._regulate()
+        self.advance()
         if self.connection.connections.leaving:
             self.leave()

@@ -4,17 +4,22 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Protocol
 
-from h2.connection import H2Connection
 from h2.exceptions import ProtocolError
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 
 from ai_ticket.web.body import BodyTime
 from ai_ticket.web.connections import CLOSE_SECONDS, Connection
-from ai_ticket.web.request import HeaderList, Request
+from ai_ticket.web.heads import Http2Head
+from ai_ticket.web.http2_frames import Allowance
+from ai_ticket.web.http2_state import ServerConnection
+from ai_ticket.web.request import NO_CONTENT, HeaderList, Request
 
 MAX_PENDING = 65_536
 """Bytes of an answer in pieces that wait for the caller's window before its producer is slowed down."""
+
+IDLE_A_PIECE, BYTES_AN_IDLE = 4, 128
+"""Frames that only open windows may come in return for a piece of an answer: so many, and one for so many bytes."""
 
 
 class _Answer(Enum):
@@ -34,13 +39,17 @@ class Streams(Protocol):
     """The codec of a connection, as its streams see it."""
 
     connection: Connection
-    h2: H2Connection
+    h2: ServerConnection
+    idle_frames: Allowance
 
     def write(self) -> None:
         """Hand what h2 has to send to the transport."""
 
     def cut(self, stream: "Stream") -> None:
         """Reset a stream."""
+
+    def spoil(self, stream: "Stream") -> None:
+        """Reset a stream whose request turns out malformed."""
 
     def forget(self, stream: "Stream") -> None:
         """A stream is over."""
@@ -51,15 +60,25 @@ class Stream:
 
     _log = Logger()
 
-    def __init__(self, codec: Streams, stream_id: int):
+    def __init__(self, codec: Streams, stream_id: int, head: Http2Head):
         self._codec = codec
         self._h2 = codec.h2
         self._connection = codec.connection
         self._now = codec.connection.connections.now
         self._timeouts = codec.connection.connections.timeouts
         self.id = stream_id
-        self.request: Request  # set as soon as it is made: each needs the other
         self.body_time = BodyTime(codec.connection.reading_time, self._timeouts.body)
+        self.request = Request(
+            self,
+            method=head.method,
+            target=head.target,
+            version="2",
+            headers=head.headers,
+            peer=self._connection.peer,
+            secure=self._connection.secure,
+            arrived=self._now(),
+        )
+        self._body_bytes = 0
         self._body_paused = False
         self._withheld = 0
         self._answer = _UNDER_WAY
@@ -87,7 +106,11 @@ class Stream:
 
     def body_received(self, data: bytes, size: int) -> None:
         """Some of the body has come, which flow control counts as `size` bytes."""
-        self.request.body_received(data)
+        self._body_bytes += len(data)
+        if self._fits(ended=False):
+            self.request.body_received(data)
+        else:
+            self._codec.spoil(self)
         if self._body_paused and size:
             # The other streams go on.
             self._withheld += size
@@ -100,9 +123,19 @@ class Stream:
 
     def body_ended(self) -> None:
         """All of the body has come."""
+        if not self._fits(ended=True):
+            self._codec.spoil(self)
+            return
         self.request.body_ended()
         if self.answered:
             self._codec.forget(self)
+
+    def _fits(self, *, ended: bool) -> bool:
+        """Whether the body is as long as was announced. A caller who has its answer may stop short."""
+        announced = self.request.content_length
+        if announced is None or (self.request.responded and not self.request.streaming):
+            return True
+        return self._body_bytes == announced if ended else self._body_bytes <= announced
 
     def send_continue(self) -> None:
         """Tell the caller to send the body."""
@@ -128,7 +161,8 @@ class Stream:
 
     def send(self, status: int, headers: HeaderList, body: bytes, content_length: int) -> None:
         """Send the answer, as far as flow control allows now."""
-        headers = [*headers, (b"content-length", b"%d" % content_length)]
+        if status != NO_CONTENT:
+            headers = [*headers, (b"content-length", b"%d" % content_length)]
         self._pending += body
         self._answer = _GIVEN
         if self._send_head(status, headers, end_stream=not body):
@@ -138,6 +172,14 @@ class Stream:
                 self._sent()
         self._codec.write()
 
+    def refuse(self, status: int) -> None:
+        """Answer a request that is not to be looked at."""
+        request = self.request
+        headers, body = self._connection.listener.refuse(status, request.headers, request.secure)
+        request.responded = True
+        request.body.drop()
+        self.send(status, headers, body, len(body))
+
     def start(self, status: int, headers: HeaderList, producer: IPushProducer) -> None:
         """Begin an answer in pieces."""
         self._producer = producer
@@ -146,6 +188,7 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Send a piece of the answer, as far as flow control allows now."""
+        self._codec.idle_frames.earn(IDLE_A_PIECE)
         self._pending += data
         self.flush()
 
@@ -187,6 +230,7 @@ class Stream:
                 break
             last = self._answer is _GIVEN and len(data) == len(self._pending)
             self._h2.send_data(self.id, data, end_stream=last)
+            self._codec.idle_frames.earn(len(data) / BYTES_AN_IDLE)
             del self._pending[: len(data)]
             sent = True
             self._codec.write()
@@ -223,9 +267,4 @@ class Stream:
         if self.request.body.ended:
             self._codec.forget(self)
             return
-        # A caller who notices ends the body early. To h2 that is less than was announced, and a fault of the whole
-        # connection; it has no public way to say that nobody counts any more.
-        kept = self._h2.streams.get(self.id)
-        if kept is not None:
-            kept._expected_content_length = None
         self._deadline = self._now() + CLOSE_SECONDS

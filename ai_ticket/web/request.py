@@ -16,6 +16,9 @@ from ai_ticket.web.body import Body, BodySource
 
 HeaderList = list[tuple[bytes, bytes]]
 
+NO_CONTENT = 204
+"""The status of an answer that has no body, and says nothing of one (RFC 9110, 8.6)."""
+
 
 class Response(Struct, frozen=True):
     """A whole answer. `headers` are those beside the ones that every answer has."""
@@ -152,7 +155,9 @@ class Request:
         self.responded = True
         self.body.drop()
         body = b"" if self.method == "HEAD" else response.body
-        head = [(b"content-type", response.content_type), *self.common_headers, *response.headers]
+        head = [*self.common_headers, *response.headers]
+        if response.status != NO_CONTENT:
+            head.insert(0, (b"content-type", response.content_type))
         self._exchange.send(response.status, head, body, len(response.body))
 
     def start(self, response: Response, producer: IPushProducer) -> None:

@@ -7,24 +7,20 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, EventLimits, parse_event
-from ai_ticket.interfaces import BackendState, Client, Job, Pipeline
-from ai_ticket.spans import Span
-from ai_ticket.web.answers import answer_fields, facts, server_timing
-from ai_ticket.web.batch import Batch, BatchRules, Sampling
+from ai_ticket.interfaces import BackendState, Client
+from ai_ticket.web.answers import answer_fields
+from ai_ticket.web.batch import Batch, BatchRules
 from ai_ticket.web.batch_input import Element, array_elements, lines
 from ai_ticket.web.batch_output import ArrayOutput, LinesOutput
 from ai_ticket.web.budget import BodyBudget
-from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
-from ai_ticket.web.gate import Gate
+from ai_ticket.web.intake import JSON, Intake, require_size, require_type
 from ai_ticket.web.request import Request, Response
 from ai_ticket.web.site import Route, json_response
-from ai_ticket.web.streaming import EventStream, Streamed
+from ai_ticket.web.streaming import EventFraming, Streamed
 
-JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
 
 _NOT_WANTED = re.compile(rb"(?:^|;)\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)")
@@ -34,34 +30,41 @@ BATCHES, BATCHES_EACH = 16, 4
 
 
 class BodyLimits(Struct, frozen=True):
-    """Sizes in bytes, of an event's body and of a batch's as a JSON array, and how many events that may have."""
+    """The size in bytes of a batch that is a JSON array, and how many events that may have."""
 
-    event: int
     batch: int
     batch_events: int
+
+
+class EventForm:
+    """How `POST /event` is asked and answers."""
+
+    path = "/event"
+
+    def __init__(self, limits: EventLimits):
+        self._limits = limits
+
+    def read(self, body: bytes, request: Request) -> Event:
+        """What a request asks for."""
+        return parse_event(body, self._limits)
+
+    def whole(self, completion: Completion, event: Event, request: Request) -> Response:
+        """The answer in one piece."""
+        return json_response(answer_fields(completion, event, request.id))
+
+    def framing(self, event: Event, request: Request) -> EventFraming:
+        """How the pieces of an answer look."""
+        return EventFraming(event, request)
 
 
 class EventRoutes:
     """`POST /event` and `POST /events`."""
 
-    def __init__(
-        self,
-        *,
-        gate: Gate,
-        pipeline: Pipeline,
-        clock: IReactorTime,
-        limits: EventLimits,
-        bodies: BodyLimits,
-        request_timeout: float,
-        sampling: Sampling,
-    ):
-        self._gate = gate
-        self._pipeline = pipeline
-        self._clock = clock
+    def __init__(self, intake: Intake, *, limits: EventLimits, bodies: BodyLimits):
+        self._intake = intake
+        self._form = EventForm(limits)
         self._limits = limits
         self._bodies = bodies
-        self._request_timeout = request_timeout
-        self._sampling = sampling
         self._budget = BodyBudget(BATCHES * bodies.batch, BATCHES_EACH * bodies.batch)
 
     def routes(self) -> list[Route]:
@@ -72,61 +75,28 @@ class EventRoutes:
         ]
 
     async def post_event(self, request: Request) -> Response | Streamed:
-        """One event in, one completion out, whole or in pieces. What the head tells is refused before the body."""
-        client = await self._gate.admit(request)
-        _require_type(request, JSON)
-        _require_size(request, self._bodies.event)
-        deadline = request.arrived + self._request_timeout
-        await self._pipeline.check_room(client, deadline)
-        begun = self._clock.seconds()
-        body = await request.read_body(self._bodies.event)
-        request.elsewhere = self._clock.seconds() - begun
-        with self._sampling(request.id, "/event", body) as failed:
-            answer = await self._complete(request, client, body, deadline)
-            if isinstance(answer, Streamed) and answer.error is not None:
-                failed(answer.error)
-        return answer
-
-    async def _complete(self, request: Request, client: Client, body: bytes, deadline: float) -> Response | Streamed:
-        event = parse_event(body, self._limits)
-        _describe(request.span, event)
-        job = Job(event=event, client=client, timeout=self._request_timeout, deadline=deadline, span=request.span)
-        outcome: Completion | DomainError | None = None
-        try:
-            if event.stream:
-                streamed = await EventStream(request, self._clock, job, self._pipeline).answer()
-                outcome = streamed.outcome
-                return streamed
-            outcome = await self._pipeline.submit(job)
-        except DomainError as error:
-            outcome = error
-            raise
-        finally:
-            now = self._clock.seconds()
-            request.elsewhere = (request.elsewhere or 0.0) + job.queue_seconds(now) + job.backend_seconds(now)
-            request.facts |= facts(job, outcome, now)
-            if not request.responded:
-                request.common_headers.append(server_timing(job, now))
-        return json_response(answer_fields(outcome, event, request.id))
+        """One event in, one completion out, whole or in pieces."""
+        return await self._intake.answer(request, self._form)
 
     async def post_events(self, request: Request) -> Response | Streamed:
         """Many events in, a result for each out. Each counts and waits by itself; only what is no batch is refused."""
-        client = await self._gate.identify(request)
-        in_lines = _require_type(request, JSON, NDJSON) == NDJSON
-        _require_size(request, None if in_lines else self._bodies.batch)
+        gate = self._intake.gate
+        client = await gate.identify(request)
+        in_lines = require_type(request, JSON, NDJSON) == NDJSON
+        require_size(request, None if in_lines else self._bodies.batch)
         batch = Batch(
             request,
             client,
             LinesOutput() if _accepts_lines(request) else ArrayOutput(),
-            gate=self._gate,
-            pipeline=self._pipeline,
-            clock=self._clock,
-            rules=BatchRules(self._limits, self._request_timeout, self._bodies.event, self._sampling),
+            gate=gate,
+            pipeline=self._intake.pipeline,
+            clock=self._intake.clock,
+            rules=BatchRules(self._limits, self._intake.request_timeout, self._intake.max_body, self._intake.sampling),
         )
-        with self._gate.batch(client):
+        with gate.batch(client):
             if in_lines:
                 request.invite_body()
-                return await batch.answer(lines(request.read_some, request.renew_body_time, self._bodies.event))
+                return await batch.answer(lines(request.read_some, request.renew_body_time, self._intake.max_body))
             size = request.content_length
             with self._budget.holding(client.key, self._bodies.batch if size is None else size):
                 return await batch.answer(await self._elements(request, client))
@@ -137,36 +107,16 @@ class EventRoutes:
         try:
             elements = array_elements(body, self._bodies.batch_events)
         except DomainError:
-            await self._gate.quota(client)
+            await self._intake.gate.quota(client)
             raise
         if not elements:
-            await self._gate.quota(client)
+            await self._intake.gate.quota(client)
         return _each(deque(elements))
-
-
-def _describe(span: Span, event: Event) -> None:
-    if span.recording and event.metadata is not None:
-        span.set({f"ai_ticket.metadata.{name}": value for name, value in event.metadata.items()})
 
 
 async def _each(elements: deque[Element]) -> AsyncIterator[Element]:
     while elements:
         yield elements.popleft()
-
-
-def _require_size(request: Request, limit: int | None) -> None:
-    size = request.content_length
-    if size is None and request.version != "2" and b"transfer-encoding" not in request.headers:
-        raise LengthRequired
-    if limit is not None and size is not None and size > limit:
-        raise PayloadTooLarge(f"the body is larger than {limit} bytes")
-
-
-def _require_type(request: Request, *allowed: bytes) -> bytes:
-    media_type = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type not in allowed:
-        raise UnsupportedMediaType(message=f"The Content-Type must be {b' or '.join(allowed).decode()}.")
-    return media_type
 
 
 def _accepts_lines(request: Request) -> bool:
@@ -181,9 +131,16 @@ def _accepts_lines(request: Request) -> bool:
 class HealthRoutes:
     """`/health`, `/health/live`, `/health/ready`: from memory, for anyone."""
 
-    def __init__(self, backends: Callable[[], list[BackendState]], draining: Callable[[], bool]):
+    def __init__(
+        self,
+        backends: Callable[[], list[BackendState]],
+        draining: Callable[[], bool],
+        overload: Callable[[], str | None],
+    ):
+        """@param overload: why no events should be sent here for the moment, in a word; None: they may be."""
         self._backends = backends
         self._draining = draining
+        self._overload = overload
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -196,7 +153,7 @@ class HealthRoutes:
     async def get_health(self, request: Request) -> Response:
         """How the service and its backends are."""
         states = self._backends()
-        status = "healthy" if all(state.up for state in states) else "degraded"
+        status = "healthy" if all(state.up for state in states) and self._overload() is None else "degraded"
         report = {
             "status": "draining" if self._draining() else status,
             "shutdown_initiated": self._draining(),
@@ -214,6 +171,9 @@ class HealthRoutes:
             return json_response({"status": "draining"}, 503)
         if not any(state.up for state in self._backends()):
             return json_response({"status": "no usable backend"}, 503)
+        overload = self._overload()
+        if overload is not None:
+            return json_response({"status": "overloaded", "reason": overload}, 503)
         return json_response({"status": "ready"})
 
 

@@ -13,7 +13,9 @@ from twisted.python.failure import Failure
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
 from ai_ticket.spans import Span, Tracer
-from ai_ticket.web.faults import MethodNotAllowed, NotFound, error_body, error_headers, status_of
+from ai_ticket.web.cors import Cors
+from ai_ticket.web.error_forms import error_response
+from ai_ticket.web.faults import ExpectationFailed, MethodNotAllowed, NotFound, error_body
 from ai_ticket.web.request import HeaderList, Request, Response
 from ai_ticket.web.streaming import Streamed
 
@@ -43,11 +45,16 @@ Handler = Callable[[Request], Awaitable[Response | Streamed]]
 
 
 class Route(Struct, frozen=True):
-    """What a path does, by method. HEAD is answered wherever GET is. What is `traced` has a span for each request."""
+    """What a path does, by method. HEAD is answered wherever GET is. What is `traced` has a span for each request.
+
+    A path that ends with a name in braces stands for all that go on in its place. The `aliases` are further paths that
+    do the same, and go by the one path in logs and metrics.
+    """
 
     path: str
     handlers: Mapping[str, Handler]
     traced: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> list[str]:
@@ -79,12 +86,15 @@ class Site:
         tracer: Tracer,
         new_request_id: Callable[[], str],
         hsts_seconds: int,
+        cors: Cors,
     ):
-        self._routes = {route.path: route for route in routes}
+        self._routes = {path: route for route in routes for path in (route.path, *route.aliases)}
+        self._open_routes = [(route.path.partition("{")[0], route) for route in routes if route.path.endswith("}")]
         self._clock = clock
         self._recorder = recorder
         self._tracer = tracer
         self._new_request_id = new_request_id
+        self._cors = cors
         self._headers: HeaderList = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
         self._secure_headers = list(self._headers)
         if hsts_seconds:
@@ -112,10 +122,9 @@ class Site:
 
     def received(self, request: Request) -> None:
         """Answer a request whose head is complete."""
-        given = request.headers.get(b"x-request-id", b"")
-        request.id = given.decode() if _REQUEST_ID.fullmatch(given) else self._new_request_id()
-        common = self._secure_headers if request.secure else self._headers
-        request.common_headers = [(b"x-request-id", request.id.encode()), *common]
+        request.id = self._request_id(request.headers)
+        request.common_headers = self._common_headers(request.id, request.secure)
+        request.common_headers += self._cors.headers(request)
         self._in_flight[request] = None
         self._recorder.request_started()
         answering = Deferred.fromCoroutine(self._answer(request))
@@ -124,20 +133,29 @@ class Site:
             request.when_lost(answering.cancel)
         answering.addErrback(self._failed, request)
 
-    def refuse(self, status: int) -> tuple[HeaderList, bytes]:
-        """Headers and body of the answer to what could not be read as a request."""
-        request_id = self._new_request_id()
+    def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
+        """Headers and body of the answer to what could not be read as a request; `given` are those that could."""
+        request_id = self._request_id(given)
         error = InvalidRequest(
             "the head is too large" if status == 431 else None, message="This is not a well-formed HTTP request."
         )
         self._recorder.request_started()
         self._recorder.request_finished(UNMATCHED, "other", status, 0.0)
         self._log.info("malformed request", status=status, request_id=request_id)
-        headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *self._headers]
+        headers = [(b"content-type", b"application/json"), *self._common_headers(request_id, secure)]
         return headers, error_body(error, request_id)
 
+    def _request_id(self, headers: dict[bytes, bytes]) -> str:
+        """The caller's own, if it may be one: a token sent as that too, by mistake, would be in every log."""
+        given = headers.get(b"x-request-id", b"")
+        tokens = (headers.get(b"x-api-key"), *headers.get(b"authorization", b"").split())
+        return given.decode() if _REQUEST_ID.fullmatch(given) and given not in tokens else self._new_request_id()
+
+    def _common_headers(self, request_id: str, secure: bool) -> HeaderList:
+        return [(b"x-request-id", request_id.encode()), *(self._secure_headers if secure else self._headers)]
+
     async def _answer(self, request: Request) -> None:
-        route = self._routes.get(request.path)
+        route = self._routes.get(request.path) or self._open_route(request.path)
         if route is not None and route.traced:
             request.span = self._begin_span(request, route)
         failed: DomainError | None = None
@@ -145,7 +163,11 @@ class Site:
         try:
             if route is None:
                 raise NotFound
-            response = await route.handler(request.method)(request)
+            if request.headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+                raise ExpectationFailed
+            response = self._cors.preflight(request, route.allowed)
+            if response is None:
+                response = await route.handler(request.method)(request)
         except DomainError as error:
             failed = error
         except CancelledError:  # by `cut`, or because the caller is gone
@@ -162,6 +184,12 @@ class Site:
                 response = error_response(failed or InternalError(), request)
             request.respond(response)
             self._finished(request, route, response.status, None if failed is None else failed.code)
+
+    def _open_route(self, path: str) -> Route | None:
+        for beginning, route in self._open_routes:
+            if path.startswith(beginning) and path != beginning:
+                return route
+        return None
 
     def _begin_span(self, request: Request, route: Route) -> Span:
         span = self._tracer.start(
@@ -246,8 +274,3 @@ def _method(request: Request) -> str:
 def json_response(value: object, status: int = 200) -> Response:
     """An answer of this value as JSON."""
     return Response(status, msgspec.json.encode(value))
-
-
-def error_response(error: DomainError, request: Request) -> Response:
-    """The answer that tells of an error."""
-    return Response(status_of(error), error_body(error, request.id), headers=error_headers(error))

@@ -1,4 +1,6 @@
-"""Answers in pieces to `POST /event`: server-sent events, from tokens as they come (contract, "The answer")."""
+"""Answers in pieces: server-sent events, from tokens as they come (contract, "The answer")."""
+
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -8,7 +10,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ai_ticket.errors import DomainError, InternalError, ShuttingDown
-from ai_ticket.event import Completion, FinishReason, Usage
+from ai_ticket.event import Completion, Event, FinishReason, Usage
 from ai_ticket.interfaces import Job, Pipeline
 from ai_ticket.web.answers import server_timing
 from ai_ticket.web.faults import error_object
@@ -33,6 +35,48 @@ class _End(Struct, omit_defaults=True):
     metadata: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
+class Framing(Protocol):
+    """How the pieces of an answer look to callers of one kind."""
+
+    def text(self, text: str) -> bytes:
+        """Some text. Of an event that asks for OpenAI's chunks none comes: those are ready to be sent."""
+
+    def end(self, completion: Completion) -> bytes:
+        """The end of an answer that is complete."""
+
+    def error(self, error: DomainError) -> bytes:
+        """The end of one that failed."""
+
+
+class EventFraming:
+    """As callers of `POST /event` have it."""
+
+    def __init__(self, event: Event, request: Request):
+        self._event = event
+        self._request = request
+
+    def text(self, text: str) -> bytes:
+        """Some text."""
+        return b"data: " + msgspec.json.encode(_Delta(text, False)) + b"\n\n"
+
+    def end(self, completion: Completion) -> bytes:
+        """The end of an answer that is complete."""
+        end = _End(
+            delta="",
+            done=True,
+            finish_reason=completion.finish_reason,
+            usage=completion.usage,
+            model=completion.model,
+            request_id=self._request.id,
+            metadata=self._event.metadata if self._event.metadata is not None else msgspec.UNSET,
+        )
+        return b"data: " + msgspec.json.encode(end) + b"\n\n"
+
+    def error(self, error: DomainError) -> bytes:
+        """The end of one that failed."""
+        return b"event: error\ndata: " + msgspec.json.encode(error_object(error, self._request.id)) + b"\n\n"
+
+
 class Streamed(Struct, frozen=True):
     """What became of an answer in pieces: its status, and the completion or the error that it ended with."""
 
@@ -46,7 +90,7 @@ class Streamed(Struct, frozen=True):
 
 
 @implementer(IPushProducer)
-class EventStream:
+class AnswerStream:
     """The caller's end of a streamed answer: a `Sink` that slows the model server down while the caller lags.
 
     Nothing is sent before the first text, or the first sign of life after 10 s of waiting; so a failure until then can
@@ -55,11 +99,12 @@ class EventStream:
 
     _log = Logger()
 
-    def __init__(self, request: Request, clock: IReactorTime, job: Job, pipeline: Pipeline):
+    def __init__(self, request: Request, clock: IReactorTime, job: Job, pipeline: Pipeline, framing: Framing):
         self._request = request
         self._clock = clock
         self._job = job
         self._pipeline = pipeline
+        self._framing = framing
         self._upstream: IPushProducer | None = None
         self._lags = False
         self._sign_of_life: IDelayedCall | None = clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
@@ -70,7 +115,6 @@ class EventStream:
         @raise DomainError: it failed before anything was sent.
         """
         self._job.sink = self
-        event = self._job.event
         try:
             completion = await self._pipeline.submit(self._job)
         except CancelledError:
@@ -89,16 +133,7 @@ class EventStream:
         finally:
             self._stop_waiting()
         self._start()
-        end = _End(
-            delta="",
-            done=True,
-            finish_reason=completion.finish_reason,
-            usage=completion.usage,
-            model=completion.model,
-            request_id=self._request.id,
-            metadata=event.metadata if event.metadata is not None else msgspec.UNSET,
-        )
-        self._request.write(b"data: " + msgspec.json.encode(end) + b"\n\n")
+        self._request.write(self._framing.end(completion))
         self._request.finish()
         return Streamed(200, completion)
 
@@ -108,7 +143,13 @@ class EventStream:
         """Some text has come."""
         self._stop_waiting()
         self._start()
-        self._request.write(b"data: " + msgspec.json.encode(_Delta(text, False)) + b"\n\n")
+        self._request.write(self._framing.text(text))
+
+    def relay(self, chunks: bytes) -> None:
+        """Some chunks have come."""
+        self._stop_waiting()
+        self._start()
+        self._request.write(chunks)
 
     def attach(self, producer: IPushProducer) -> None:
         """From here the text comes."""
@@ -152,8 +193,7 @@ class EventStream:
 
     def _fail(self, error: DomainError) -> Streamed:
         """Tell of the error within the stream, and end it; a caller who does not read would not take that either."""
-        body = msgspec.json.encode(error_object(error, self._request.id))
-        self._request.write(b"event: error\ndata: " + body + b"\n\n")
+        self._request.write(self._framing.error(error))
         if self._lags:
             self._request.abort()
         else:

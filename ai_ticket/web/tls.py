@@ -1,18 +1,25 @@
-"""TLS for the HTTPS endpoint: Mozilla's intermediate profile, from files that can be read anew.
+"""TLS for the HTTPS endpoint: Mozilla's intermediate or modern profile, from files that can be read anew.
 
-Versions, suites and curves: Mozilla's "Security/Server Side TLS", intermediate compatibility (5.7).
+Versions, suites and curves: Mozilla's "Security/Server Side TLS", version 6.0. Which of them is used is the client's
+choice there, and so it is here.
 """
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from cryptography.x509 import Certificate
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-INTERMEDIATE_CIPHERS = (
+from ai_ticket.environment import open_regular
+
+Profile = Literal["intermediate", "modern"]
+
+TLS12_CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
     "ECDHE-RSA-AES128-GCM-SHA256",
     "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -20,10 +27,8 @@ INTERMEDIATE_CIPHERS = (
     "ECDHE-ECDSA-CHACHA20-POLY1305",
     "ECDHE-RSA-CHACHA20-POLY1305",
 )
-"""For TLS 1.2. The DHE suites of the profile are left out: no client that lacks ECDHE speaks HTTP/2 or TLS 1.3."""
-
 TLS13_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
-INTERMEDIATE_CURVES = ("X25519", "prime256v1", "secp384r1")
+CURVES = ("X25519MLKEM768", "X25519", "prime256v1", "secp384r1")
 ALPN = (b"h2", b"http/1.1")
 EXPIRES_SOON = timedelta(days=14)
 
@@ -38,19 +43,19 @@ class CertificateError(Exception):
         super().__init__(f"{variable}={path!r}: {reason}")
 
 
-def server_context(certificate_file: str, key_file: str) -> SSL.Context:
+def server_context(certificate_file: str, key_file: str, profile: Profile) -> SSL.Context:
     """A context for new connections, from the files as they are now. Blocks while it reads them.
 
     @raise CertificateError: a file can't be read or is malformed, the key is not the certificate's, or one of them is
         so weak that OpenSSL does not serve it.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION if profile == "modern" else SSL.TLS1_2_VERSION)
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    context.set_cipher_list(":".join(INTERMEDIATE_CIPHERS).encode())
+    context.set_cipher_list(":".join(TLS12_CIPHERS).encode())
     context.set_tls13_ciphersuites(":".join(TLS13_CIPHERS).encode())
-    _set_curves(context, INTERMEDIATE_CURVES)
+    _set_curves(context, CURVES)
     context.set_passwd_cb(lambda *_: b"")  # or OpenSSL would ask on the terminal
     context.set_alpn_select_callback(_select_protocol)
     _load("TLS_CERT_FILE", certificate_file, context.use_certificate_chain_file, "no PEM certificate in it")
@@ -64,8 +69,8 @@ def server_context(certificate_file: str, key_file: str) -> SSL.Context:
 
 def _load(variable: str, path: str, load: object, malformed: str) -> None:
     try:
-        with open(path, "rb"):
-            pass  # OpenSSL says only "system lib" of a file that it can't open
+        with open(path, "rb", opener=open_regular):
+            pass  # OpenSSL says only "system lib" of a file that it can't open, and waits for who writes to a pipe
         load(path)  # type: ignore[operator]
     except OSError as error:
         raise CertificateError(variable, path, error.strerror or str(error))
@@ -113,6 +118,18 @@ def _set_curves(context: SSL.Context, curves: tuple[str, ...]) -> None:
     """
     if SSL._lib.SSL_CTX_set1_curves_list(context._context, ":".join(curves).encode()) != 1:  # type: ignore[attr-defined]
         raise RuntimeError("OpenSSL does not know the curves of the TLS profile")
+
+
+def handshake_fault(failure: Failure) -> tuple[str, str]:
+    """Why a connection has ended before TLS was up: in a word, for metrics, and in OpenSSL's words, for the log.
+
+    None of them are the peer's. `protocol`: there was no agreement; `closed`: the peer had enough.
+    """
+    error = failure.value
+    if not isinstance(error, SSL.Error):
+        return "closed", "the peer has closed the connection"
+    [reasons] = error.args or [[]]
+    return "protocol", next((reason for *_, reason in reasons), "OpenSSL gives no reason")
 
 
 def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> bytes | SSL._NoOverlappingProtocols:

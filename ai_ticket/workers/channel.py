@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -142,9 +142,12 @@ class Questions:
         self._send = send
         self._number = 0
         self._open: dict[int, Deferred[Any]] = {}
+        self._over: Exception | None = None
 
     def ask(self, question: Callable[[int], Message]) -> Deferred[Any]:
         """Ask, and wait for the answer; who cancels no longer wants to know."""
+        if self._over is not None:
+            return fail(self._over)
         number = self._number = self._number + 1
         answer: Deferred[Any] = Deferred(lambda _: self._forget(number))
         self._open[number] = answer
@@ -160,8 +163,15 @@ class Questions:
         if waiting is not None:
             waiting.callback(answer)
 
+    def refused(self, number: int, error: Exception) -> None:
+        """One is answered with an error."""
+        waiting = self._open.pop(number, None)
+        if waiting is not None:
+            waiting.errback(error)
+
     def fail(self, error: Exception) -> None:
-        """None will be answered."""
+        """None will be answered, nor any that is asked from now on."""
+        self._over = error
         for waiting in list(self._open.values()):
             waiting.errback(error)
         self._open.clear()

@@ -12,7 +12,8 @@ from twisted.logger import Logger
 from ai_ticket.listening import CannotStart
 from ai_ticket.web.site import Tally
 from ai_ticket.workers.families import departed, merged
-from ai_ticket.workers.link import Link, LinkLost
+from ai_ticket.workers.generations import LinkLost, RemoteGenerations
+from ai_ticket.workers.link import Link
 from ai_ticket.workers.messages import Family, Hurry, Message, Start, Stop
 from ai_ticket.workers.process import Launch, NotReady, Process
 
@@ -70,16 +71,21 @@ class Crew(Service):
         launch: Launch,
         make_link: Callable[..., Link],
         start: Callable[[int], Start],
+        used_memory: Callable[[], int | None],
+        lagging: Callable[[], bool],
         jitter: Callable[[], float],
     ):
         """@param make_link: a link, given its `ready` and `lost`. @param start: a worker's first message.
 
+        @param used_memory: bytes that this process uses. @param lagging: whether its event loop is late.
         @param jitter: a number from 0 to 1.
         """
         self._clock = clock
         self._launch = launch
         self._make_link = make_link
         self._start = start
+        self._used_memory = used_memory
+        self._lagging = lagging
         self._jitter = jitter
         self._workers = [Worker(number) for number in range(count)]
         self._departed: list[Family] = []
@@ -100,6 +106,11 @@ class Crew(Service):
         silent_since = self._clock.seconds() - HUNG_SECONDS - 2 * LOOK_SECONDS
         ready = [worker.link for worker in self._workers if worker.ready]
         return all(link is not None and link.heard_at >= silent_since for link in ready)
+
+    @property
+    def generations(self) -> list[RemoteGenerations]:
+        """Those of each worker that there is."""
+        return [link.generations for link in self._links()]
 
     def tell(self, message: Message) -> None:
         """Tell all workers."""
@@ -205,6 +216,7 @@ class Crew(Service):
         self._looks += 1
         links = self._links()
         fair_share = sum(link.connections for link in links) / len(links) if links else 0.0
+        memory = (self._used_memory() or 0) + sum(link.memory for link in links)
         for worker in self._workers:
             link, process = worker.link, worker.process
             if link is None or process is None:
@@ -214,7 +226,7 @@ class Crew(Service):
                 self._log.error("worker {worker} hangs, and is killed", worker=worker.number)
                 process.kill()
                 continue
-            link.ping(fair_share)
+            link.ping(fair_share, memory, self._lagging())
             self._keep(worker)
             if not self._looks % PLACES_LOOKS:
                 link.tell_places()

@@ -15,6 +15,8 @@ _OTHERWISE: Mapping[str, Callable[[float, float], float]] = {
     "tls_certificate_expiry_timestamp_seconds": min,
     "process_start_time_seconds": min,
     "process_max_fds": min,
+    "overload_level": max,
+    "memory_limit_bytes": max,
 }
 """Gauges that are not summed, by the ends of their names. What is open of the files of all is compared with what one
 of them may have: too early an alarm rather than too late a one."""

@@ -11,6 +11,13 @@ from twisted.python.failure import Failure
 from ai_ticket.errors import DomainError, InternalError
 from ai_ticket.interfaces import Admission, Job, Limiter, Pipeline
 from ai_ticket.workers.channel import Channel, Questions, from_worker
+from ai_ticket.workers.generations import (
+    GenerationsOfAll,
+    LinkLost,
+    RemoteGenerations,
+    answering,
+    taking_answers,
+)
 from ai_ticket.workers.messages import (
     Admit,
     Admitted,
@@ -54,6 +61,10 @@ class Service(Protocol):
     def pipeline(self) -> Pipeline:
         """The one of all workers."""
 
+    @property
+    def generations(self) -> GenerationsOfAll:
+        """Those of all workers."""
+
     def look(self) -> None:
         """Something in the pipeline has changed."""
 
@@ -61,15 +72,11 @@ class Service(Protocol):
         """The metrics of the whole service, and their type, for an Accept header."""
 
 
-class LinkLost(Exception):
-    """The worker is gone."""
-
-
 class Link:
     """A worker, as far as messages go.
 
-    `heard_at`: when it last answered a ping, and `connections`: how many it then had. `in_flight`, `stopped`: what it
-    has said of its end. `gone`: it is lost.
+    `heard_at`: when it last answered a ping; `connections`, `memory`: what it then had. `in_flight`, `stopped`: what it
+    has said of its end. `gone`: it is lost. `generations`: its own.
     """
 
     _log = Logger()
@@ -93,7 +100,9 @@ class Link:
         self.heard_at = service.clock.seconds()
         self.in_flight: int | None = None
         self.stopped: Stopped | None = None
+        self.generations = RemoteGenerations(self._questions)
         self.connections = 0
+        self.memory = 0
         self.gone = False
         self._handlers: Handlers = {
             Ready: lambda _: self._ready(),
@@ -107,15 +116,17 @@ class Link:
             Pong: self._pong,
             Stopping: self._take_stopping,
             Stopped: self._take_stopped,
+            **answering(service.generations, self.send),
+            **taking_answers(self._questions),
         }
 
     def send(self, message: Message) -> None:
         """Tell the worker."""
         self.channel.send(message)
 
-    def ping(self, connections: float) -> None:
-        """Have it show that its reactor turns. `connections`: of callers, which each worker has on average."""
-        self.send(Ping(connections))
+    def ping(self, connections: float, memory: int, lagging: bool) -> None:
+        """Have it show that its reactor turns. `memory`: of all processes; otherwise as `Ping` has it."""
+        self.send(Ping(connections, memory - self.memory, lagging))
 
     def samples(self) -> Deferred[list[Family]]:
         """Its metrics."""
@@ -135,6 +146,7 @@ class Link:
 
     def _pong(self, message: Pong) -> None:
         self.connections = message.connections
+        self.memory = message.memory
         self.heard_at = self._service.clock.seconds()
 
     def _take_stopping(self, message: Stopping) -> None:
@@ -181,7 +193,7 @@ class Link:
     def _submit(self, message: Submit) -> None:
         number = message.number
         job = Job(
-            event=event_elsewhere(self, number, stream=message.stream),
+            event=event_elsewhere(self, number, stream=message.stream, key=message.key),
             client=message.client,
             timeout=message.timeout,
             deadline=message.deadline,
@@ -196,7 +208,8 @@ class Link:
 
     async def _run(self, number: int, job: Job) -> None:
         try:
-            await self._service.pipeline.submit(job)
+            with self._service.generations.under_way(job.client.key, job.event.key, self.generations):
+                await self._service.pipeline.submit(job)
         except DomainError as error:
             self.send(Ended(number, Fault.of(error)))
         except CancelledError:

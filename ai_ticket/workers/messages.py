@@ -1,4 +1,7 @@
-"""What the parent and its workers tell each other. No text of an event or of an answer is in it, and no token."""
+"""What the parent and its workers tell each other. No text of an event is in it, and no token.
+
+Text of an answer is where its caller asks for what has come so far, and his question comes to another worker.
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ from msgspec import Struct
 from ai_ticket import errors
 from ai_ticket.backend.address import Location
 from ai_ticket.errors import DomainError, InternalError
-from ai_ticket.interfaces import Admission, BackendState, Client
+from ai_ticket.interfaces import Admission, BackendState, Client, Figures
 from ai_ticket.settings import Settings
 from ai_ticket.tokens import Token
 from ai_ticket.web.site import Tally
@@ -93,7 +96,10 @@ class AskRoom(Message, frozen=True, array_like=True, tag=True):
 
 
 class Submit(Message, frozen=True, array_like=True, tag=True):
-    """An event's way through the pipeline begins. `stream`: its caller is told its place while it waits."""
+    """An event's way through the pipeline begins. `stream`: its caller is told its place while it waits.
+
+    `key`: as `Event` has it.
+    """
 
     number: int
     client: Client
@@ -101,6 +107,7 @@ class Submit(Message, frozen=True, array_like=True, tag=True):
     deadline: float | None
     batch: bool
     stream: bool
+    key: str | None
 
 
 class Cancel(Message, frozen=True, array_like=True, tag=True):
@@ -131,9 +138,10 @@ class AskMetrics(Message, frozen=True, array_like=True, tag=True):
 
 
 class Pong(Message, frozen=True, array_like=True, tag=True):
-    """Its reactor turns, and it has so many connections of callers."""
+    """Its reactor turns, and it has so many connections of callers, and uses so many bytes of memory."""
 
     connections: int
+    memory: int
 
 
 class Stopping(Message, frozen=True, array_like=True, tag=True):
@@ -148,7 +156,78 @@ class Stopped(Message, frozen=True, array_like=True, tag=True):
     tally: Tally
 
 
-FromWorker = Ready | Admit | AskRoom | Submit | Cancel | Attempted | Samples | AskMetrics | Pong | Stopping | Stopped
+# Questions about a client's generations, and answers: a worker asks about those of all, the parent about the worker's.
+
+
+class AskText(Message, frozen=True, array_like=True, tag=True):
+    """What has come so far? `client`, `key`: as `interfaces.Generations` has them, here and below."""
+
+    number: int
+    client: str
+    key: str
+
+
+class AskStop(Message, frozen=True, array_like=True, tag=True):
+    """Let them end."""
+
+    number: int
+    client: str
+    key: str
+
+
+class AskFigures(Message, frozen=True, array_like=True, tag=True):
+    """What has been going on?"""
+
+    number: int
+    client: str
+
+
+class Text(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskText`."""
+
+    number: int
+    text: str
+
+
+class AsWanted(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskStop`."""
+
+    number: int
+    is_so: bool
+
+
+class FiguresTold(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskFigures`."""
+
+    number: int
+    figures: Figures
+
+
+class Refused(Message, frozen=True, array_like=True, tag=True):
+    """Any of these can't be answered."""
+
+    number: int
+    fault: Fault
+
+
+AboutGenerations = AskText | AskStop | AskFigures
+AnswersAboutGenerations = Text | AsWanted | FiguresTold | Refused
+
+FromWorker = (
+    Ready
+    | Admit
+    | AskRoom
+    | Submit
+    | Cancel
+    | Attempted
+    | Samples
+    | AskMetrics
+    | Pong
+    | Stopping
+    | Stopped
+    | AboutGenerations
+    | AnswersAboutGenerations
+)
 
 
 # From the parent to a worker.
@@ -162,13 +241,17 @@ class Pem(Struct, frozen=True, array_like=True):
 
 
 class InForce(Message, frozen=True, array_like=True, tag=True):
-    """All that SIGHUP can change in a worker. `payloads`: how many it may log a minute."""
+    """All that SIGHUP can change in a worker. `payloads`: how many it may log a minute.
+
+    `memory_limit`: in bytes, of all processes together; None: there is none.
+    """
 
     log_level: str
     payloads: int
     configured_tokens: list[Token]
     file_tokens: list[Token]
     pem: Pem
+    memory_limit: int | None
 
 
 class Learnt(Message, frozen=True, array_like=True, tag=True):
@@ -261,9 +344,14 @@ class Metrics(Message, frozen=True, array_like=True, tag=True):
 
 
 class Ping(Message, frozen=True, array_like=True, tag=True):
-    """Does the reactor turn? And so many connections of callers the workers have each, on average."""
+    """Does the reactor turn? And so many connections of callers the workers have each, on average.
+
+    `memory`: bytes that the other processes use. `lagging`: the parent's own event loop is late.
+    """
 
     connections: float
+    memory: int
+    lagging: bool
 
 
 class Stop(Message, frozen=True, array_like=True, tag=True):
@@ -289,6 +377,8 @@ FromParent = (
     | Ping
     | Stop
     | Hurry
+    | AboutGenerations
+    | AnswersAboutGenerations
 )
 
 Handlers = dict[type[Message], Any]

@@ -11,12 +11,14 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 
-from ai_ticket import preflight
+from ai_ticket import preflight, twistd
 from ai_ticket.assembly import Locate, forgetting, make_invalid_tokens, make_limiter, make_pipeline, make_pool
 from ai_ticket.backend.kobold import KoboldBackend
 from ai_ticket.environment import Loaded
 from ai_ticket.interfaces import Limiter
 from ai_ticket.listening import Endpoint, Listeners
+from ai_ticket.memory import memory_limit, used_memory
+from ai_ticket.overload import LoopWatch
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
@@ -25,7 +27,7 @@ from ai_ticket.surface import make_exporter
 from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.logs_output import Descriptor, Stream, standard_output
-from ai_ticket.telemetry.metrics import Metrics, rendered
+from ai_ticket.telemetry.metrics import Metrics, Scrapes, rendered
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.tokens import Token, merge, parse_token_list
 from ai_ticket.web.auth import TokenFile
@@ -34,6 +36,7 @@ from ai_ticket.workers.certificate import context_of, read_pem
 from ai_ticket.workers.crew import Crew
 from ai_ticket.workers.ending import CrewDrain
 from ai_ticket.workers.families import Collected, collected, merged
+from ai_ticket.workers.generations import GenerationsOfAll
 from ai_ticket.workers.link import Link
 from ai_ticket.workers.messages import InForce, Learnt, Outlook, Pem, Start
 from ai_ticket.workers.process import Launcher, Port, passed
@@ -50,7 +53,7 @@ class Shared:
         self._enabled = settings.ai_ticket_auth
         self._payloads = payloads_a_minute(settings.log_payloads)
         configured = parse_token_list(settings.ai_ticket_auth_token or "")
-        self._in_force = InForce(settings.log_level, 0, configured, [], pem)
+        self._in_force = InForce(settings.log_level, 0, configured, [], pem, memory_limit(settings.memory_limit_mb))
         self.tell: Callable[[], None] = lambda: None
 
     def for_worker(self, number: int) -> InForce:
@@ -79,6 +82,10 @@ class Shared:
         self._payloads = a_minute
         self._change()
 
+    def limit_memory(self, limit: int | None) -> None:
+        """Keep the memory of all processes within so many bytes."""
+        self._change(memory_limit=limit)
+
     def serve(self, pem: Pem) -> None:
         """Show new connections this certificate."""
         self._change(pem=pem)
@@ -105,6 +112,11 @@ class Office:
         self.limiters = limiters
         self.pipeline = pipeline
         self.crew: Crew
+        self.generations = GenerationsOfAll(
+            lambda: (pipeline.depth, pipeline.in_flight), lambda: [*self.crew.generations]
+        )
+        self.metrics = Scrapes(self._render, clock).get
+        """The metrics of the whole service, and their type, for an Accept header."""
         self._registry = registry
         self._timeout = timeout
         self._outlook = self.outlook
@@ -114,6 +126,16 @@ class Office:
         """How things are in the pipeline."""
         return Outlook(self.pipeline.batch_window, self.pipeline.is_roomy(self._timeout))
 
+    def slots_changed(self) -> None:
+        """There may be more slots, or fewer."""
+        self.pipeline.look_again()
+        self.look()
+
+    def set_max_concurrency(self, most: int | None) -> None:
+        """As `FairPipeline.set_max_concurrency`."""
+        self.pipeline.set_max_concurrency(most)
+        self.look()
+
     def look(self) -> None:
         """Tell all workers how things are in the pipeline, if that has changed."""
         found = self.outlook
@@ -121,8 +143,7 @@ class Office:
             self._outlook = found
             self.crew.tell(found)
 
-    async def metrics(self, accept: str) -> tuple[bytes, str]:
-        """The metrics of the whole service, and their type, for an Accept header."""
+    async def _render(self, accept: str) -> tuple[bytes, str]:
         families = await self.crew.families()
         return rendered(Collected(merged([collected(self._registry), families])), accept)
 
@@ -155,16 +176,12 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
         timeout=settings.request_timeout_seconds,
     )
 
-    def slots_changed() -> None:
-        pipeline.look_again()
-        office.look()
-
-    pool.watch(slots_changed)
+    pool.watch(office.slots_changed)
     # Absolute, for twistd may change the folder before they are read again.
     certificate_files = os.path.abspath(settings.tls_cert_file), os.path.abspath(settings.tls_key_file)
-    pem = read_pem(*certificate_files)
+    pem = read_pem(*certificate_files, settings.tls_profile)
     shared = Shared(settings, count, pem)
-    tls = TlsConnections(context_of(pem))
+    tls = TlsConnections(context_of(pem, settings.tls_profile))
     token_file = None
     if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
         token_file = TokenFile(os.path.abspath(settings.ai_ticket_auth_token_file), shared)
@@ -195,6 +212,7 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
             outlook=office.outlook,
         )
 
+    loop = LoopWatch(reactor, metrics.reactor_lag)
     crew = office.crew = Crew(
         count,
         clock=reactor,
@@ -209,6 +227,8 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
         ),
         make_link=lambda **told: Link(office, **told),
         start=start,
+        used_memory=used_memory,
+        lagging=lambda: loop.lagging,
         jitter=random.random,
     )
     shared.tell = lambda: crew.tell_each(shared.for_worker)
@@ -216,18 +236,14 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
     systemd = Systemd(os.environ, reactor, well=lambda: crew.well)
 
     def read_certificate() -> Callable[[], None]:
-        pem = read_pem(*certificate_files)
-        context = context_of(pem)
+        pem = read_pem(*certificate_files, settings.tls_profile)
+        context = context_of(pem, settings.tls_profile)
 
         def put_into_force() -> None:
             tls.context = context
             shared.serve(pem)
 
         return put_into_force
-
-    def set_max_concurrency(most: int | None) -> None:
-        pipeline.set_max_concurrency(most)
-        office.look()
 
     def set_log_level(level: str) -> None:
         logs.level = level
@@ -257,20 +273,23 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
                     "AI_TICKET_AUTH_TOKEN": lambda text: shared.configure(parse_token_list(text or "")),
                     "LOG_LEVEL": set_log_level,
                     "LOG_PAYLOADS": lambda text: shared.log_payloads(payloads_a_minute(text)),
-                    "MAX_CONCURRENCY": set_max_concurrency,
+                    "MAX_CONCURRENCY": office.set_max_concurrency,
+                    "MEMORY_LIMIT_MB": lambda megabytes: shared.limit_memory(memory_limit(megabytes)),
                 },
             ),
             token_file=token_file,
             tls=tls,
             certificate_file=certificate_files[0],
             key_file=certificate_files[1],
+            tls_profile=settings.tls_profile,
             read_certificate=read_certificate,
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     # They end in this order.
-    for child in (crew, pipeline, *children, *limiting, forgetting(invalid_tokens, reactor)):
+    for child in (crew, loop, pipeline, *children, *limiting, forgetting(invalid_tokens, reactor)):
         child.setServiceParent(service)
     return service
 
@@ -282,4 +301,5 @@ def settings_of_worker(settings: Settings, count: int) -> Settings:
         ai_ticket_auth_token=None,
         redis_url=None,
         max_connections=ceil(settings.max_connections / count),
+        max_connections_per_client=ceil(settings.max_connections_per_client / count),
     )

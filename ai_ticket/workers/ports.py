@@ -42,6 +42,13 @@ class InheritedPorts(Listeners):
                 port = self._reactor.adoptStreamPort(listening.fileno(), listening.family, factories[passed.name])
             port.doRead = partial(self._newcomer, port)
             (self._bound if passed.ours else self._adopted).append(port)
+            self._for_callers.append(port)
+
+    def accept(self, accept: bool) -> None:
+        """As `Listeners.accept`."""
+        super().accept(accept)
+        for port in self._resting:  # it is looked at again by itself
+            port.stopReading()
 
     async def close(self) -> None:
         """As `Listeners.close`; whoever waits is taken at once."""
@@ -69,7 +76,8 @@ class InheritedPorts(Listeners):
 
     def _look_again(self, port: Any) -> None:
         del self._resting[port]
-        port.startReading()
+        if self._accepting:
+            port.startReading()
 
     def _no_more_turns(self) -> None:
         for port in [*self._bound, *self._adopted]:

@@ -9,7 +9,7 @@ from ai_ticket.backend.address import Location
 from ai_ticket.backend.kobold import KoboldBackend
 from ai_ticket.errors import ApiConnectionError
 from ai_ticket.event import Completion, Event, Parameters
-from ai_ticket.interfaces import BackendState, Sink
+from ai_ticket.interfaces import BackendState, Sink, Tokens
 from ai_ticket.spans import NO_SPAN, Span
 from ai_ticket.workers.messages import Learnt
 
@@ -34,9 +34,9 @@ class EventElsewhere(Event, frozen=True, kw_only=True):
     number: int
 
 
-def event_elsewhere(owner: Owner, number: int, *, stream: bool) -> EventElsewhere:
+def event_elsewhere(owner: Owner, number: int, *, stream: bool, key: str | None) -> EventElsewhere:
     """The event that a worker has under this number. Its text is not in it: no pipeline or pool looks at that."""
-    return EventElsewhere([], _NO_PARAMETERS, stream=stream, owner=owner, number=number)
+    return EventElsewhere([], _NO_PARAMETERS, stream=stream, key=key, owner=owner, number=number)
 
 
 _NO_PARAMETERS = Parameters(max_tokens=1)
@@ -89,6 +89,10 @@ class RelayedBackend:
         state = await self._probed.probe()
         self._tell(self.learnt)
         return state
+
+    async def tokenize(self, text: str) -> Tokens | None:
+        """The text's tokens, counted from here."""
+        return await self._probed.tokenize(text)
 
     async def settle(self) -> None:
         """Workers wait for their own: nothing was begun here."""

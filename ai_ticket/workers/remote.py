@@ -113,7 +113,8 @@ class RemotePipeline:
             job.deadline = now + job.timeout
         passage = _Passage(job, Deferred())
         self._passages[number] = self._by_job[job] = passage
-        self._send(Submit(number, job.client, job.timeout, job.deadline, job.batch, job.sink is not None))
+        streams, key = job.sink is not None, job.event.key
+        self._send(Submit(number, job.client, job.timeout, job.deadline, job.batch, streams, key))
         try:
             return await passage.ended
         except DomainError as error:

@@ -15,7 +15,10 @@ from twisted.logger import Logger
 
 from ai_ticket.assembly import make_backends
 from ai_ticket.backend.address import Location
+from ai_ticket.backend.counting import Counting
 from ai_ticket.backend.kobold import KoboldBackend
+from ai_ticket.memory import used_memory
+from ai_ticket.pipeline.generations import Generations
 from ai_ticket.service import raise_file_limit
 from ai_ticket.settings import Settings
 from ai_ticket.surface import Surface, make_surface
@@ -29,6 +32,7 @@ from ai_ticket.workers import messages
 from ai_ticket.workers.certificate import context_of
 from ai_ticket.workers.channel import Channel, Questions, from_parent
 from ai_ticket.workers.families import collected
+from ai_ticket.workers.generations import RemoteGenerations, answering, taking_answers
 from ai_ticket.workers.messages import (
     Admitted,
     AskMetrics,
@@ -73,6 +77,7 @@ class ParentEnd:
                 message.number, (message.text, message.content_type)
             ),
         }
+        self.handlers |= taking_answers(self.questions)
 
     def _lost(self) -> None:
         self.when_lost()
@@ -187,6 +192,7 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         outlook=start.outlook,
         timeout=settings.request_timeout_seconds,
     )
+    generations = Generations(pipeline, reactor, lambda: (0, 0))
     authenticator = Authenticator(
         in_force.configured_tokens,
         enabled=settings.ai_ticket_auth,
@@ -195,7 +201,7 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         trusted_proxies=settings.trust_proxy_count,
         quota_by=settings.rate_limit_by,
     )
-    tls = TlsConnections(context_of(in_force.pem))
+    tls = TlsConnections(context_of(in_force.pem, settings.tls_profile))
     limited = bool(settings.rate_limit_requests)
 
     def put_into_force(new: InForce) -> None:
@@ -203,7 +209,8 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         logs.payloads.a_minute = new.payloads
         authenticator.accept(new.file_tokens)
         authenticator.configure(new.configured_tokens)
-        tls.context = context_of(new.pem)
+        tls.context = context_of(new.pem, settings.tls_profile)
+        surface.memory.limit = new.memory_limit
 
     def learn(learnt: Learnt) -> None:
         locations[learnt.backend] = learnt.location
@@ -212,12 +219,16 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
     def see(outlook: Outlook) -> None:
         pipeline.outlook = outlook
 
-    fair_share = 0.0
+    last_ping = Ping(0.0, 0, False)
 
     def answer(ping: Ping) -> None:
-        nonlocal fair_share
-        fair_share = ping.connections
-        parent.channel.send(Pong(len(surface.callers)))
+        nonlocal last_ping
+        last_ping = ping
+        parent.channel.send(Pong(len(surface.callers), used_memory() or 0))
+
+    def used_by_all() -> int | None:
+        own = used_memory()
+        return None if own is None else own + last_ping.memory
 
     parent.handlers |= {
         InForce: put_into_force,
@@ -229,6 +240,7 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         Ping: answer,
         AskSamples: lambda message: parent.channel.send(Samples(message.number, collected(registry))),
     }
+    parent.handlers |= answering(generations, parent.channel.send)
     authenticator.accept(in_force.file_tokens)
     for learnt in start.backends:
         learn(learnt)
@@ -244,20 +256,27 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         )
         if limited
         else None,
-        pipeline=pipeline,
+        pipeline=generations,
+        drained=pipeline,
+        generations=RemoteGenerations(parent.questions),
+        tokenize=Counting(backends).tokenize,
         states=lambda: [backend.state for backend in backends],
         settle=lambda: Deferred.fromCoroutine(_settle(backends)),
         tls=tls,
         render=parent.metrics,
         exported=False,
         listen=lambda endpoints: InheritedPorts(
-            reactor, endpoints, start.ports, ahead=lambda: len(surface.callers) > fair_share
+            reactor, endpoints, start.ports, ahead=lambda: len(surface.callers) > last_ping.connections
         ),
         systemd=Systemd({}, reactor),
+        memory_limit=in_force.memory_limit,
+        used_memory=used_by_all,
+        lagging=lambda: last_ping.lagging,
         announced=lambda in_flight: parent.channel.send(Stopping(in_flight)),
     )
     service = WorkerService(reactor, logs=logs, parent=parent, channel=channel, surface=surface)
-    tracing.setServiceParent(service)  # type: ignore[no-untyped-call]
+    for child in (surface.loop, surface.memory, tracing):
+        child.setServiceParent(service)  # type: ignore[no-untyped-call]
     return service
 
 

@@ -19,23 +19,24 @@ from fake_world import FakeWorld, body_of, text_of
 from harness import CAPTURES, Attempts
 from memory_network import Caller
 from pytest_twisted import ensureDeferred
-from treq.client import HTTPClient
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
-from twisted.web.iweb import IResponse
 
 from ai_ticket.backend import model as bundled
 from ai_ticket.backend.address import Location
-from ai_ticket.backend.body import Body, BytesProducer
+from ai_ticket.backend.body import Body
 from ai_ticket.backend.fake import RATE_LIMITED, FakeKobold, Script, Settings
 from ai_ticket.backend.fake.text import pieces
+from ai_ticket.backend.http1 import HttpClient, request_head
+from ai_ticket.backend.http1_connection import Response
 from ai_ticket.backend.http_client import make_http_client
 from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
 from ai_ticket.backend.local import LocalServer
 from ai_ticket.backend.server import ModelServer
 from ai_ticket.backend.sse import SSEDecoder
 from ai_ticket.event import Event, Message, Parameters
+from ai_ticket.urls import request_url
 
 reactor: Any = _reactor
 MODEL = "koboldcpp/SmolLM2-135M-Instruct.Q4_1"
@@ -313,26 +314,22 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Location]:
 class Live:
     """A caller of a server that really listens."""
 
-    def __init__(self, location: Location, http: HTTPClient) -> None:
+    def __init__(self, location: Location, http: HttpClient) -> None:
         self.http = http
         self.location = location
 
-    async def post(self, path: str, fields: dict[str, Any], key: str = "sesame") -> IResponse:
-        response: IResponse = await self.http.request(
-            "POST",
-            self.location.url + path,
-            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-            data=BytesProducer(json.dumps(fields).encode()),
-            unbuffered=True,
-        )
-        return response
+    async def post(self, path: str, fields: dict[str, Any], key: str = "sesame") -> Response:
+        url = request_url(self.location.url + path)
+        body = json.dumps(fields).encode()
+        head = request_head("POST", url, {"Authorization": f"Bearer {key}", "Content-Length": str(len(body))})
+        return await self.http(url).request(head + b"\r\n" + body, keep=False, sent=lambda: None)
 
     async def ask(self, path: str, fields: dict[str, Any], key: str = "sesame") -> tuple[int, Any]:
         response = await self.post(path, fields, key)
         body = b"".join(await self.read(response))
-        return response.code, json.loads(body) if body else None
+        return response.status, json.loads(body) if body else None
 
-    def read(self, response: IResponse) -> Deferred[list[bytes]]:
+    def read(self, response: Response) -> Deferred[list[bytes]]:
         """All of a body; cancelling it closes the connection."""
         chunks: list[bytes] = []
         reading: Deferred[Any] = Body(reactor, chunks.append, first=SOON, idle=SOON).read(response)
@@ -340,7 +337,7 @@ class Live:
 
     async def events(self, path: str, fields: dict[str, Any]) -> list[Any]:
         response = await self.post(path, {**fields, "stream": True})
-        assert response.headers.getRawHeaders("content-type") == ["text/event-stream"]
+        assert response.media_type == "text/event-stream"
         decoder = SSEDecoder()
         found = [event for chunk in await self.read(response) for event in decoder.feed(chunk)]
         assert found.pop() == b"[DONE]"
@@ -349,7 +346,7 @@ class Live:
     def backend(self) -> KoboldBackend:
         return KoboldBackend(
             "host",
-            ModelServer(self.http, self.http, reactor, lambda: self.location),
+            ModelServer(self.http, reactor, lambda: self.location),
             clock=reactor,
             timeouts=BackendTimeouts(None, SOON),
             slots=None,
@@ -365,7 +362,7 @@ def _sockets() -> set[Any]:
 @pytest.fixture
 def live(server: Location) -> Iterator[Live]:
     sockets = _sockets()
-    yield Live(server, make_http_client(reactor, ca_file=None, connect_timeout=5.0, keep=False))
+    yield Live(server, make_http_client(reactor, ca_file=None, connect_timeout=5.0))
     closed = _until(lambda: _sockets() <= sockets and not reactor.getDelayedCalls())
     pytest_twisted.blockon(Deferred.fromCoroutine(closed))
 
@@ -429,7 +426,7 @@ async def test_a_wrong_key_and_a_wrong_path(live: Live) -> None:
     ]
     response = await live.post("/nope", {})
     await live.read(response)
-    assert response.code == 404
+    assert response.status == 404
 
 
 @ensureDeferred

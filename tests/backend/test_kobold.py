@@ -50,7 +50,7 @@ class World:
         self.attempts = Attempts()
         self.backend = KoboldBackend(
             "host:5001",
-            ModelServer(self.server.http, self.server.http, self.clock, lambda: Location("http://host:5001", key)),
+            ModelServer(self.server.http, self.clock, lambda: Location("http://host:5001", key)),
             clock=self.clock,
             timeouts=BackendTimeouts(first_token, 30.0),
             slots=None,
@@ -319,7 +319,7 @@ STOP = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n'
         (Answer([], ends=ConnectionLost()), "api_connection_error"),
         (Answer([], ends=SSL.Error([])), "api_connection_error"),
         (Answer([OK.replace(b"\r\n\r\n", b"\r\ncontent-length: 999\r\n\r\n") + TOKEN]), "api_response_structure_error"),
-        (Answer([b"SSH-2.0-OpenSSH_9\r\n"]), "api_response_structure_error"),
+        (Answer([b"SSH-2.0-OpenSSH_9\r\n"]), "api_response_format_error"),
     ],
 )
 def test_faults(answer: Answer, code: str) -> None:

@@ -31,7 +31,7 @@ class World(FakeWorld):
         self.attempts = Attempts()
         self.backend = KoboldBackend(
             "host:5001",
-            ModelServer(self.network.http, self.network.http, self.clock, lambda: Location("http://host:5001", key)),
+            ModelServer(self.network.http, self.clock, lambda: Location("http://host:5001", key)),
             clock=self.clock,
             timeouts=BackendTimeouts(first_token, 10.0),
             slots=None,
@@ -120,8 +120,7 @@ def test_whichever_endpoint_there_is(missing: int) -> None:
         (Script(fault=Fault.SILENCE, after_tokens=5), "deadline_exceeded"),
         (Script(fault=Fault.EOF), "api_response_structure_error"),
         (Script(fault=Fault.EOF, after_tokens=5), "api_response_structure_error"),
-        # Of an answer without a length, Twisted's client does not tell a reset from an end.
-        (Script(fault=Fault.RESET, after_tokens=5), "api_response_structure_error"),
+        (Script(fault=Fault.RESET, after_tokens=5), "api_connection_error"),
     ],
 )
 def test_what_goes_wrong(script: Script, code: str) -> None:

@@ -284,6 +284,26 @@ async def test_a_certificate_for_another_host(identity, service, ask, tmp_path):
     assert service.requests == []
 
 
+@pytest.mark.parametrize("identity", [trustme.CA().issue_cert("example.org")], ids=["example.org"])
+@ensureDeferred
+async def test_a_certificate_for_the_world_on_the_services_own_machine(identity, service, tmp_path, monkeypatch):
+    """That of TLS_CERT_FILE is known by itself, so that localhost need not be among its names; no other is."""
+    own = tmp_path / "own.pem"
+    identity.cert_chain_pems[0].write_to_path(str(own))
+    monkeypatch.setenv("TLS_CERT_FILE", str(own))
+    service.replies(200, ANSWER)
+
+    async def ask():
+        where = locate(parser().parse_args(["send", "hi", "--url", service.url]))
+        return await send(reactor, make_client(reactor, where), where, {"content": "hi"}, as_json=False)
+
+    assert await ask() == 0
+    ca = trustme.CA()
+    own.write_bytes(ca.issue_cert("example.org").cert_chain_pems[0].bytes() + identity.cert_chain_pems[0].bytes())
+    with pytest.raises(CommandError, match="is for another host name than localhost"):
+        await ask()
+
+
 @ensureDeferred
 async def test_the_services_own_certificate_is_enough(service, identity, ask, tmp_path, capsys):
     """Though another has signed it: on the service's own machine TLS_CERT_FILE is all that is needed."""

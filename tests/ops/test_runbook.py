@@ -21,7 +21,7 @@ BLOCKS = [
     for indent, code in re.findall(r"^( *)```bash\n(.*?)^ *```$", RUNBOOK, re.MULTILINE | re.DOTALL)
 ]
 COMMANDS = "\n".join(BLOCKS)
-LIVE = {"AI_TICKET_AUTH_TOKEN", "LOG_LEVEL", "LOG_PAYLOADS", "MAX_CONCURRENCY"}
+LIVE = {"AI_TICKET_AUTH_TOKEN", "LOG_LEVEL", "LOG_PAYLOADS", "MAX_CONCURRENCY", "MEMORY_LIMIT_MB"}
 """What SIGHUP puts into force."""
 MADE = {".env", "ops/certs/server.crt", "ops/secrets/ai_ticket_auth_token.txt"}
 """What ops/bootstrap.sh makes."""

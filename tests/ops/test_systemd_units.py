@@ -302,6 +302,38 @@ class TestInstaller:
         machine.install("--rollback")
         assert (machine.link("current"), machine.link("previous")) == (second, first)
 
+    def test_what_one_can_go_back_to_is_kept(self, machine: Machine, tmp_path: Path) -> None:
+        machine.install()
+        first = machine.link("current")
+        checkout = changed_checkout(tmp_path)
+        machine.install(checkout=checkout)
+        machine.install("--rollback")
+        (checkout / "ai_ticket/__init__.py").write_text('__version__ = "9.9.10"\n')
+        machine.install(checkout=checkout)
+
+        assert machine.link("previous") == first
+        assert machine.link("current").startswith("releases/9.9.10-")
+        machine.install("--rollback")
+        assert machine.link("current") == first
+
+    def test_an_upgrade_has_the_extras_of_the_release_before(self, machine: Machine, tmp_path: Path) -> None:
+        machine.install("--extras", "")
+        checkout = changed_checkout(tmp_path)
+        assert "with [" not in machine.install(checkout=checkout)
+        assert "with [redis]" in machine.install("--extras", "redis", checkout=checkout)
+        (checkout / "ai_ticket/__init__.py").write_text('__version__ = "9.9.10"\n')
+        assert "with [redis]" in machine.install(checkout=checkout)
+
+    def test_what_was_not_started_is_started_the_next_time(self, machine: Machine, tmp_path: Path) -> None:
+        machine.install()
+        in_force = machine.root / "opt/ai-ticket/in-force"
+        before = in_force.read_text()
+        checkout = changed_checkout(tmp_path)
+        machine.install("--no-start", checkout=checkout)
+        assert in_force.read_text() == before
+        machine.install(checkout=checkout)
+        assert in_force.read_text().split()[0] == machine.link("current")
+
     def test_without_a_release_before_there_is_no_way_back(self, machine: Machine) -> None:
         machine.install()
         assert "there is no release before" in machine.install("--rollback", ok=False)

@@ -69,6 +69,7 @@ def test_a_single_question_beside_a_thousand_events(tmp_path: Path, many_files: 
             KOBOLDCPP_API_URL=url,
             AI_TICKET_AUTH_TOKEN=f"{TOKEN},another",
             QUEUE_LIMIT=str(2 * EVENTS),
+            MAX_CONNECTIONS_PER_CLIENT=str(2 * EVENTS),
             RATE_LIMIT_REQUESTS="0",
             REQUEST_TIMEOUT_SECONDS="3600",
         ) as daemon,

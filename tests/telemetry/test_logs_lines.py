@@ -53,6 +53,11 @@ def test_json() -> None:
     }
 
 
+def test_counts_are_an_object() -> None:
+    assert as_json(event(errors={"overloaded": 2}))["errors"] == {"overloaded": 2}
+    assert as_json(event(odd={1: Unprintable(), None: b"x"}))["odd"].keys() == {"1", "None"}
+
+
 @pytest.mark.parametrize("when", [1.0009, 1_795_289_340.999999, 1_795_289_341.0, 59.9996])
 def test_times_are_cut_to_milliseconds(when: float) -> None:
     from datetime import UTC, datetime

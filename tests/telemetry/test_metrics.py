@@ -1,10 +1,13 @@
 """Metrics of the HTTP surface."""
 
+from linked import result_of
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
-from ai_ticket.telemetry.metrics import Metrics
+from ai_ticket.telemetry.metrics import SCRAPE_SECONDS, Metrics, Scrapes
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -35,6 +38,8 @@ def test_families_with_fixed_labels_are_there_from_the_start() -> None:
     found = samples(Metrics("ns", CollectorRegistry()))
     for reason in ("missing", "invalid"):
         assert found["ns_server_auth_failures_total", (("reason", reason),)] == 0
+    for reason in ("protocol", "timeout", "closed"):
+        assert found["ns_tls_handshake_failures_total", (("reason", reason),)] == 0
     assert any(name == "ns_build_info" for name, _ in found)
     assert not any(name.endswith("_created") for name, _ in found)
 
@@ -72,3 +77,68 @@ def test_values_that_are_read_when_rendered() -> None:
     metrics.watch("server_connections", "Open connections.", lambda: next(values))
     assert samples(metrics)["ns_server_connections", ()] == 3
     assert samples(metrics)["ns_server_connections", ()] == 4
+
+
+def test_handshakes_that_failed_and_the_lag_of_the_event_loop() -> None:
+    metrics = Metrics("ns", CollectorRegistry())
+    metrics.tls_handshake_failed("timeout")
+    for lag in (0.0004, 0.3):
+        metrics.reactor_lag(lag)
+    found = samples(metrics)
+    assert found["ns_tls_handshake_failures_total", (("reason", "timeout"),)] == 1
+    assert found["ns_reactor_lag_seconds_count", ()] == 2
+    assert found["ns_reactor_lag_seconds_bucket", (("le", "0.25"),)] == 1
+
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def test_each_form_is_rendered_once_a_second() -> None:
+    clock = Clock()
+    made: list[str] = []
+
+    async def render(accept: str) -> tuple[bytes, str]:
+        made.append(accept)
+        return f"{len(made)}".encode(), "text"
+
+    scrapes = Scrapes(render, clock)
+    for accept in ("", "text/plain", "*/*", "whatever"):
+        assert got(scrapes, accept) == (b"1", "text")
+    assert [got(scrapes, OPENMETRICS + extra) for extra in ("", ";q=1")] == [(b"2", "text")] * 2
+    clock.advance(SCRAPE_SECONDS - 0.001)
+    assert (got(scrapes), got(scrapes, OPENMETRICS)) == ((b"1", "text"), (b"2", "text"))
+    clock.advance(0.001)
+    assert (got(scrapes), got(scrapes, OPENMETRICS)) == ((b"3", "text"), (b"4", "text"))
+
+
+def test_who_asks_while_it_is_rendered_gets_the_same() -> None:
+    rendering: list[Deferred[tuple[bytes, str]]] = []
+
+    async def render(accept: str) -> tuple[bytes, str]:
+        rendering.append(Deferred())
+        return await rendering[-1]
+
+    scrapes = Scrapes(render, Clock())
+    asked = [Deferred.fromCoroutine(scrapes.get("")) for _ in range(3)]
+    rendering[0].callback((b"1", "text"))
+    assert [result_of(each) for each in asked] == [(b"1", "text")] * 3
+    assert len(rendering) == 1
+
+
+def test_a_clock_that_is_set_back_holds_nothing_up() -> None:
+    clock = Clock()
+    clock.advance(1000)
+    values = iter([b"old", b"new"])
+
+    async def render(accept: str) -> tuple[bytes, str]:
+        return next(values), "text"
+
+    scrapes = Scrapes(render, clock)
+    assert got(scrapes)[0] == b"old"
+    clock.rightNow -= 500
+    assert got(scrapes)[0] == b"new"
+
+
+def got(scrapes: Scrapes, accept: str = "") -> tuple[bytes, str]:
+    found: tuple[bytes, str] = result_of(Deferred.fromCoroutine(scrapes.get(accept)))
+    return found

@@ -13,6 +13,7 @@ from twisted.logger import globalLogPublisher
 
 from ai_ticket.errors import ApiRateLimited, ApiServerError
 from ai_ticket.interfaces import Admission, Job
+from ai_ticket.web.http1 import CUT_SECONDS
 
 NDJSON = "application/x-ndjson"
 EVENT = (
@@ -277,6 +278,9 @@ def test_a_cut_of_lines_that_still_come_can_be_told(upload: Upload, surface: Sur
     upload.more(b'{"content": "a"}\n')
     surface.site.cut()
     assert [one["error"] for one in upload.lines] == ["shutting_down"]
+    assert not upload.ended
+    surface.clock.advance(CUT_SECONDS)
+    surface.connections._check_deadlines()
     assert upload.cut
 
 

@@ -83,6 +83,55 @@ def test_a_full_queue_is_told_from_the_head(surface: Surface) -> None:
     assert (status, body["error"], headers["retry-after"]) == (503, "overloaded", "7")
 
 
+@pytest.mark.parametrize("path", [b"/event", b"/events"])
+def test_short_of_memory_no_event_is_taken(surface: Surface, path: bytes) -> None:
+    """From the head, who may call alone, and without using anything of the quota."""
+    surface.short_of_memory = True
+    head = HEAD.replace(b"/event", path) + TOKEN + JSON + b"\r\n"
+    status, headers, body = answer(surface, head)
+    assert (status, body["error"], headers["retry-after"]) == (503, "overloaded", "5")
+    assert body["details"] == "short of memory"
+    assert answer(surface, head.replace(b"secret", b"wrong"))[0] == 401
+    assert surface.limiter.asked == []
+
+
+@pytest.mark.parametrize("path", ["/event", "/events"])
+def test_nor_over_http2(surface: Surface, path: str) -> None:
+    surface.short_of_memory = True
+    client = surface.connect2()
+    stream = client.h2.get_next_available_stream_id()
+    names = [(":method", "POST"), (":path", path), (":scheme", "https"), (":authority", "a")]
+    client.h2.send_headers(stream, [*names, ("authorization", "Bearer secret"), ("content-type", "application/json")])
+    client.exchange()
+    status, headers, body = client.response(stream)
+    assert (status, json.loads(body)["error"], headers["retry-after"]) == (503, "overloaded", "5")
+
+
+def test_what_was_taken_goes_on_when_memory_is_short(surface: Surface) -> None:
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    connection, transport = surface.connect()
+    connection.dataReceived(POST)
+    surface.short_of_memory = True
+    waiting.callback(COMPLETION)
+    assert transport.value().startswith(b"HTTP/1.1 200")
+
+
+def test_a_batch_that_was_taken_goes_on_when_memory_is_short(surface: Surface) -> None:
+    waiting: list[Deferred[object]] = [Deferred() for _ in range(20)]
+    left = iter(waiting)
+    surface.pipeline.answer = lambda: next(left)
+    events = b"[" + b",".join([BODY] * 20) + b"]"
+    connection, transport = surface.connect()
+    head = HEAD.replace(b"/event", b"/events") + TOKEN + JSON.replace(b"%d" % len(BODY), b"%d" % len(events))
+    connection.dataReceived(head + b"\r\n" + events)
+    surface.short_of_memory = True
+    for one in waiting:
+        one.callback(COMPLETION)
+        surface.clock.advance(0)
+    assert transport.value().count(b'"status":200') == 20
+
+
 def test_so_is_it_that_no_backend_is_available(surface: Surface) -> None:
     surface.pipeline.refusal = NoBackendAvailable(retry_after=2.5)
     status, headers, body = answer(surface, HEAD + TOKEN + JSON + b"\r\n")

@@ -76,21 +76,22 @@ def test_many_pipelined_requests_pause_reading_until_there_is_room(surface: Surf
     waiting: Deferred[object] = Deferred()
     surface.pipeline.answer = lambda: waiting
     connection, transport = surface.connect()
-    connection.dataReceived(POST + GET * 200)
+    connection.dataReceived(POST + GET * 2000)
     assert transport.producerState == "paused"
     waiting.callback(COMPLETION)
     surface.clock.advance(0)
     assert transport.producerState == "producing"
-    assert len(list(parse_responses(transport.value()))) == 201
+    assert len(list(parse_responses(transport.value()))) == 2001
 
 
 def test_pipelined_requests_take_turns_with_the_rest_of_the_service(surface: Surface) -> None:
     connection, transport = surface.connect()
     connection.dataReceived(GET * 100)
-    assert len(surface.recorder.finished) == 16
+    begun = len(surface.recorder.finished)
+    assert 0 < begun <= 16
     assert transport.producerState == "paused"
     connection.dataReceived(GET)
-    assert len(surface.recorder.finished) == 16, "what else comes does not bring the next turn about"
+    assert len(surface.recorder.finished) == begun, "what else comes does not bring the next turn about"
     assert len(surface.clock.getDelayedCalls()) == 1
     surface.clock.advance(0)
     assert [found[0] for found in parse_responses(transport.value())] == [200] * 101
@@ -111,9 +112,10 @@ def test_nothing_begins_while_the_caller_takes_no_answers(surface: Surface) -> N
 def test_who_leaves_between_turns_leaves_nothing_behind(surface: Surface) -> None:
     connection, _ = surface.connect()
     connection.dataReceived(GET * 100)
+    assert surface.clock.getDelayedCalls()
     connection.connectionLost(Failure(ConnectionDone()))
     assert not surface.clock.getDelayedCalls()
-    assert len(surface.recorder.finished) == 16
+    assert len(surface.recorder.finished) <= 16
 
 
 def test_a_connection_with_pipelined_requests_is_not_idle(surface: Surface) -> None:

@@ -50,7 +50,7 @@ class Requests:
     def _count(self) -> None:
         self.lost += 1
 
-    def refuse(self, status: int) -> tuple[HeaderList, bytes]:
+    def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
         return [], b"refused"
 
 
@@ -450,19 +450,24 @@ def test_a_body_that_makes_progress_has_all_the_time(upload: Upload) -> None:
 
 
 def test_no_time_runs_while_nothing_is_read() -> None:
-    """What the caller has sent may lie there: here behind frames of which it takes no answers."""
+    """What the caller has sent may lie there: here behind requests of which it takes no answers."""
     upload = Upload(http2=True)
     assert upload.client is not None
     waiting = upload.request.read_some()
     upload.sweep(20)
+    large = Response(200, b"", headers=((b"large", b"x" * 5000),))
+    upload.listener.received = lambda request: request.respond(large)  # type: ignore[method-assign]
+    head = [(":method", "HEAD"), (":path", "/"), (":scheme", "https"), (":authority", "x")]
     for _ in range(10):
         upload.connection.pauseProducing()
-        for _ in range(4000):
-            upload.client.h2.ping(b"12345678")
+        for _ in range(20):
+            upload.client.h2.send_headers(upload.client.h2.get_next_available_stream_id(), head, end_stream=True)
         upload.connection.dataReceived(upload.client.h2.data_to_send())
+        upload.sweep(0)
         assert upload.transport.producerState == "paused"
         upload.sweep(29)
         upload.connection.resumeProducing()
+        upload.client.exchange()
         upload.sweep(0)
     assert not upload.cut
     upload.sweep(11)
@@ -556,6 +561,7 @@ def test_an_answer_that_is_cut_while_the_body_comes(upload: Upload) -> None:
     upload.request.start(HEAD, Producer())
     upload.request.write(b"some")
     upload.request.abort()
+    upload.sweep(2)
     assert upload.cut
     assert failed(waiting) is CancelledError
     upload.request.write(b"more")
@@ -790,7 +796,7 @@ def test_a_caller_who_leaves_while_nothing_is_read(state: int, pipelined: bool) 
     kernel = watched(upload)
     if pipelined:
         upload.end()
-        upload.connection.dataReceived(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        upload.connection.dataReceived(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3000)
     else:
         upload.fill()
     assert not upload.room

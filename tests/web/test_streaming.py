@@ -25,7 +25,7 @@ HEADERS = [("authorization", "Bearer secret"), ("content-type", "application/jso
 class Stream:
     """A streamed answer under way on one HTTP version: what the test makes come, and what the caller has of it."""
 
-    def __init__(self, surface: Surface, *, http2: bool) -> None:
+    def __init__(self, surface: Surface, *, http2: bool, path: str = "/event", body: bytes = BODY) -> None:
         self.surface = surface
         self.done: Deferred[Any] = Deferred(lambda _: self.cancelled.append(True))
         self.cancelled: list[bool] = []
@@ -33,10 +33,11 @@ class Stream:
         self.client: Http2Client | None = None
         if http2:
             self.client = surface.connect2()
-            self.stream_id = self.client.request("POST", "/event", HEADERS, BODY)
+            self.stream_id = self.client.request("POST", path, HEADERS, body)
         else:
             self.connection, self.transport = surface.connect()
-            self.connection.dataReceived(POST)
+            head = HEAD.replace(b"/event", path.encode()) + b"Content-Length: %d\r\n\r\n" % len(body)
+            self.connection.dataReceived(head + body)
 
     @property
     def sink(self) -> Sink:

@@ -2,6 +2,7 @@
 
 import ssl
 import warnings
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 
-from ai_ticket.web.tls import CertificateError, TlsConnections, certificate_warnings, server_context
+from ai_ticket.web.tls import CertificateError, Profile, TlsConnections, certificate_warnings, server_context
 
 BEGINS = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 ENDS = BEGINS + timedelta(days=90)
@@ -33,6 +35,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         certificate.private_key_pem.write_to_path(folder / f"{name}.key")
         (folder / f"{name}.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     authority.cert_pem.write_to_path(folder / "ca.pem")
+    intermediate = authority.create_child_ca()
+    leaf = intermediate.issue_cert("localhost", key_type=trustme.KeyType.RSA)
+    leaf.private_key_pem.write_to_path(folder / "chain.key")
+    (folder / "chain.crt").write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
     (folder / "rubbish").write_text("rubbish")
     rsa_key = rsa.generate_private_key(65537, 2048)
     pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
@@ -46,8 +52,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def connections(files: Path) -> TlsConnections:
-    return TlsConnections(server_context(str(files / "one.crt"), str(files / "one.key")))
+def connections(files: Path, name: str = "one", profile: Profile = "intermediate") -> TlsConnections:
+    return TlsConnections(server_context(str(files / f"{name}.crt"), str(files / f"{name}.key"), profile))
 
 
 def handshake(server: TlsConnections, client: ssl.SSLContext) -> ssl.SSLObject:
@@ -111,6 +117,58 @@ def test_tls_12(files: Path, cipher: str) -> None:
     assert (peer.cipher() or [""])[0] == cipher
 
 
+TLS12_CIPHERS = {
+    "one": ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305"],
+    "chain": ["ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES256-GCM-SHA384", "ECDHE-RSA-CHACHA20-POLY1305"],
+}
+
+
+@pytest.mark.parametrize("name", TLS12_CIPHERS)
+def test_the_suites_of_tls_12_are_those_and_no_others(files: Path, name: str) -> None:
+    """Whatever else this machine's OpenSSL has, however weak."""
+    found = set()
+    context = client(files)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ALL:COMPLEMENTOFALL:!aNULL:!eNULL:@SECLEVEL=0")
+    for cipher in context.get_ciphers():
+        only = client(files)
+        only.maximum_version = ssl.TLSVersion.TLSv1_2
+        with suppress(Exception):
+            only.set_ciphers(f"{cipher['name']}:@SECLEVEL=0")
+            found.add((handshake(connections(files, name), only).cipher() or [""])[0])
+    assert found == set(TLS12_CIPHERS[name])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_which_suite_is_the_clients_choice(files: Path, order: int) -> None:
+    """One without hardware for AES prefers ChaCha20."""
+    context = client(files)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    ciphers = TLS12_CIPHERS["one"][::order]
+    context.set_ciphers(":".join(ciphers))
+    assert (handshake(connections(files), context).cipher() or [""])[0] == ciphers[0]
+
+
+def test_the_modern_profile_is_tls_13_alone(files: Path) -> None:
+    server = connections(files, profile="modern")
+    assert handshake(server, client(files)).version() == "TLSv1.3"
+    context = client(files)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(Exception, match=r"(?i)version|protocol"):
+        handshake(server, context)
+
+
+@pytest.mark.parametrize("profile", ["intermediate", "modern"])
+def test_the_chain_is_served_whole(files: Path, profile: Profile) -> None:
+    """The client knows the root alone: without the intermediate it would find no way to it."""
+    peer = handshake(connections(files, "chain", profile), client(files))
+    assert peer.getpeercert()
+    # The root is the client's to have.
+    [leaf, intermediate] = x509.load_pem_x509_certificates((files / "chain.crt").read_bytes())
+    assert leaf.issuer == intermediate.subject
+    assert isinstance(leaf.public_key(), rsa.RSAPublicKey)
+
+
 @pytest.mark.parametrize("cipher", ["ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES256-CCM", "AES128-GCM-SHA256"])
 def test_suites_outside_the_profile(files: Path, cipher: str) -> None:
     context = client(files)
@@ -141,10 +199,52 @@ def test_curves(files: Path, curve: str, good: bool) -> None:
             handshake(connections(files), context)
 
 
+@pytest.mark.parametrize("profile", ["intermediate", "modern"])
+@pytest.mark.parametrize(
+    ("groups", "used"),
+    [
+        ("X25519MLKEM768", "X25519MLKEM768"),
+        ("X25519", "x25519"),
+        ("P-256", "secp256r1"),
+        ("P-384", "secp384r1"),
+        ("P-521", None),
+        ("X448", None),
+        ("ffdhe2048", None),
+        ("SecP256r1MLKEM768", None),
+        ("P-521:P-384:X25519", "secp384r1"),
+    ],
+)
+def test_groups(files: Path, profile: Profile, groups: str, used: str | None) -> None:
+    """As a client that knows them all has them."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    assert SSL._lib.SSL_CTX_set1_curves_list(context._context, groups.encode()) == 1  # type: ignore[attr-defined]
+    ends = SSL.Connection(context, None), connections(files, profile=profile).serverConnectionForTLS(None)  # type: ignore[arg-type]
+    ends[0].set_connect_state()
+    ends[1].set_accept_state()
+    done = False
+    for _ in range(5):
+        for end, other in (ends, ends[::-1]):
+            try:
+                end.do_handshake()
+                done = end is ends[0] or done
+            except SSL.WantReadError:
+                pass
+            except SSL.Error:
+                assert used is None
+                return
+            with suppress(SSL.WantReadError):
+                other.bio_write(end.bio_read(65536))
+    assert done
+    name = ends[0].get_group_name()
+    assert name is not None
+    assert used is not None
+    assert name.lower() in {used.lower(), {"secp256r1": "prime256v1"}.get(used)}
+
+
 def test_a_new_context_serves_new_connections(files: Path) -> None:
     server = connections(files)
     before = handshake(server, client(files)).getpeercert(binary_form=True)
-    server.context = server_context(str(files / "two.crt"), str(files / "two.key"))
+    server.context = server_context(str(files / "two.crt"), str(files / "two.key"), "intermediate")
     assert handshake(server, client(files)).getpeercert(binary_form=True) != before
 
 
@@ -163,7 +263,7 @@ def test_a_new_context_serves_new_connections(files: Path) -> None:
 )
 def test_what_can_not_be_used(files: Path, certificate: str, key: str, variable: str, reason: str) -> None:
     with pytest.raises(CertificateError) as caught:
-        server_context(str(files / certificate), str(files / key))
+        server_context(str(files / certificate), str(files / key), "intermediate")
     assert (caught.value.variable, reason in caught.value.reason) == (variable, True)
     assert "\n" not in str(caught.value)
 
@@ -186,7 +286,7 @@ def test_what_can_not_be_used(files: Path, certificate: str, key: str, variable:
     ],
 )
 def test_what_callers_refuse_or_soon_will(files: Path, time: datetime, said: str | None) -> None:
-    context = server_context(str(files / "dated.crt"), str(files / "dated.key"))
+    context = server_context(str(files / "dated.crt"), str(files / "dated.key"), "intermediate")
     found = list(certificate_warnings(context, "my.crt", time.timestamp()))
     assert found == ([] if said is None else [f"TLS_CERT_FILE='my.crt': the certificate {said}"])
     assert TlsConnections(context).expires == ENDS.timestamp()

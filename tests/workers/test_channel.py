@@ -26,7 +26,7 @@ class End:
         self.lost += 1
 
 
-SOME = [Ready(), Admit(1, "quota", "a" * 300), Pong(1)]
+SOME = [Ready(), Admit(1, "quota", "a" * 300), Pong(1, 2)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 1000])
@@ -96,15 +96,15 @@ def test_a_message_that_can_not_be_taken_leaves_the_others_alone() -> None:
     channel = Channel(from_worker, take, lambda: None)
     channel.makeConnection(StringTransport())
     channel.dataReceived(b"".join(map(frame, SOME)))
-    assert taken == [Ready(), Pong(1)]
+    assert taken == [Ready(), Pong(1, 2)]
 
 
 def test_one_is_read_before_there_is_a_reactor_and_nothing_behind_it() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(frame(Ready()) + frame(Pong(1)))
+        theirs.sendall(frame(Ready()) + frame(Pong(1, 2)))
         assert read_one(ours, from_worker) == Ready()
-        assert ours.recv(1000) == frame(Pong(1))
+        assert ours.recv(1000) == frame(Pong(1, 2))
         theirs.close()
         with pytest.raises(EOFError):
             read_one(ours, from_worker)
@@ -129,6 +129,6 @@ class TestQuestions:
 
     def test_none_is_left_without_an_answer(self) -> None:
         questions = Questions(lambda message: None)
-        asking = [questions.ask(lambda number: Ping(1.0)) for _ in range(2)]
+        asking = [questions.ask(lambda number: Ping(1.0, 0, False)) for _ in range(2)]
         questions.fail(ValueError("gone"))
         assert [str(result_of(each)) for each in asking] == ["gone", "gone"]

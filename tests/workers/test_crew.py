@@ -81,7 +81,7 @@ class FakeProcess:
     def _take(self, message: Message) -> None:
         self.told.append(message)
         if isinstance(message, Ping) and not self.hangs:
-            self.say(Pong(self.connections))
+            self.say(Pong(self.connections, 100))
         if isinstance(message, AskSamples) and not self.hangs:
             family = Family("events", "counter", "What.", [Sample("events_total", {}, self.counted)])
             self.say(Samples(message.number, [family]))
@@ -97,6 +97,7 @@ class World:
         self.clock = clock
         self.launched: list[FakeProcess] = []
         self.fails = fails or {}
+        self.lagging = False
         self.refusing: list[OSError] = []
         self.told: list[str] = []
         self.pipeline = make_pipeline(self.clock)
@@ -107,6 +108,8 @@ class World:
             launch=self._launch,
             make_link=lambda **told: Link(office, **told),
             start=self._start,
+            used_memory=lambda: 1000,
+            lagging=lambda: self.lagging,
             jitter=lambda: 1.0,
         )
         office.crew = self.crew
@@ -130,7 +133,7 @@ class World:
         return process
 
     def _start(self, number: int) -> Start:
-        in_force = InForce("INFO", 0, [], [], Pem(b"", b""))
+        in_force = InForce("INFO", 0, [], [], Pem(b"", b""), None)
         return Start(number, "a.reactor", Settings(), [], in_force, [], Outlook(1, True))
 
     # What the end calls.
@@ -289,7 +292,7 @@ class TestLookingAfter:
         world.launched[0].connections, world.launched[1].connections = 5, 2
         world.run(2)
         for process in world.launched:
-            assert [each for each in process.told if isinstance(each, Ping)][-1] == Ping(3.5)
+            assert [each for each in process.told if isinstance(each, Ping)][-1] == Ping(3.5, 1100, False)
 
 
 class TestMetrics:

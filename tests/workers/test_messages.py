@@ -54,7 +54,7 @@ def test_the_settings_are_the_same_at_the_other_end() -> None:
         reactor="twisted.internet.epollreactor",
         settings=Settings(koboldcpp_password="secret", shutdown_delay_seconds=0.5, otel_traces_exporter="none"),
         ports=[PassedPort("https", 4, True)],
-        in_force=InForce("INFO", 0, [], [], Pem(b"c", b"k")),
+        in_force=InForce("INFO", 0, [], [], Pem(b"c", b"k"), 4096),
         backends=[],
         outlook=Outlook(17, True),
     )

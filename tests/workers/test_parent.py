@@ -80,14 +80,14 @@ class TestCertificate:
         return str(tmp_path / "c"), str(tmp_path / "k")
 
     def test_what_is_read_is_served_without_the_files(self, files: tuple[str, str]) -> None:
-        expires = TlsConnections(server_context(*files)).expires
-        pem = read_pem(*files)
+        expires = TlsConnections(server_context(*files, "intermediate")).expires
+        pem = read_pem(*files, "intermediate")
         for file in files:
             Path(file).unlink()
-        assert TlsConnections(context_of(pem)).expires == expires
+        assert TlsConnections(context_of(pem, "intermediate")).expires == expires
 
     def test_what_can_not_be_served_is_named(self, files: tuple[str, str]) -> None:
         Path(files[1]).write_text("rubbish")
         with pytest.raises(CertificateError) as found:
-            read_pem(*files)
+            read_pem(*files, "intermediate")
         assert (found.value.variable, found.value.path) == ("TLS_KEY_FILE", files[1])

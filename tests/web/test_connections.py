@@ -1,0 +1,209 @@
+"""Connections as such: TLS that does not come up, caps, the sweep, and what is closed when memory is short."""
+
+from typing import Any
+
+import pytest
+from harness import COMPLETION, MemoryTransport, connect, make_connections, parse_responses
+from logged import logged
+from OpenSSL import SSL
+from surface import Surface
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
+
+from ai_ticket.web.connections import TLS_HANDSHAKE_SECONDS, Connection
+
+BODY = b'{"content": "hello"}'
+HEAD = b"POST /event HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Type: application/json\r\n"
+POST = HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def shaking_hands(surface: Surface) -> tuple[Connection, MemoryTransport]:
+    connection = Connection(surface.connections, surface.site, "192.0.2.7", True)
+    transport = MemoryTransport()
+    connection.makeConnection(transport)
+    return connection, transport
+
+
+def failures(surface: Surface) -> list[str]:
+    recorder: Any = surface.connections.recorder
+    found: list[str] = recorder.handshake_failures
+    return found
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "said"),
+    [
+        (SSL.Error([("SSL routines", "", "http request")]), "protocol", "http request"),
+        (SSL.Error([]), "protocol", "OpenSSL gives no reason"),
+        (SSL.Error(), "protocol", "OpenSSL gives no reason"),
+        (ConnectionDone(), "closed", "the peer has closed the connection"),
+        (ConnectionLost(), "closed", "the peer has closed the connection"),
+    ],
+)
+def test_a_handshake_that_fails(surface: Surface, error: Exception, reason: str, said: str) -> None:
+    """It is counted, and nothing to be alarmed at: there is no traceback."""
+    connection, _ = shaking_hands(surface)
+    with logged() as lines:
+        connection.connectionLost(Failure(error))
+    assert failures(surface) == [reason]
+    assert lines == [f"debug: no TLS with 192.0.2.7: {said}"]
+    assert len(surface.connections) == 0
+
+
+def test_a_handshake_that_takes_too_long(surface: Surface) -> None:
+    surface.connections.start()
+    connection, transport = shaking_hands(surface)
+    surface.clock.pump([1.0] * int(TLS_HANDSHAKE_SECONDS - 1))
+    assert not transport.aborted
+    surface.clock.advance(1)
+    assert transport.aborted
+    connection.connectionLost(Failure(SSL.Error([])))
+    assert failures(surface) == ["timeout"], "it counts once"
+    surface.connections.stop()
+
+
+def test_who_was_let_in_or_was_cut_by_us_has_not_failed(surface: Surface) -> None:
+    connection, _ = shaking_hands(surface)
+    connection.handshakeCompleted()
+    connection.connectionLost(Failure(SSL.Error([("", "", "bad record mac")])))
+    connection, _ = shaking_hands(surface)
+    surface.connections.stop()
+    connection.connectionLost(Failure(SSL.Error([])))
+    connection, _ = surface.connect()
+    connection.connectionLost(Failure(ConnectionDone()))
+    assert failures(surface) == []
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_newcomer_without_a_place_is_refused(surface: Surface, secure: bool) -> None:
+    surface.connections = make_connections(surface.clock, limit=1)
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    busy, transport = surface.connect()
+    busy.dataReceived(POST)
+    newcomer = Connection(surface.connections, surface.site, "192.0.2.8", secure)
+    refused = MemoryTransport()
+    newcomer.makeConnection(refused)
+    assert (refused.aborted, refused.producer, len(surface.connections)) == (True, None, 1)
+    newcomer.connectionLost(Failure(ConnectionDone()))
+    assert len(surface.connections) == 1
+    assert failures(surface) == []
+    waiting.callback(COMPLETION)
+    assert transport.value().startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("192.0.2.7", "192.0.2.7", True),
+        ("192.0.2.7", "192.0.2.8", False),
+        ("2001:db8::1", "2001:db8::ffff:2", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+    ],
+)
+def test_whose_connections_are_counted_together(surface: Surface, first: str, second: str, same: bool) -> None:
+    connections = make_connections(surface.clock, per_client=1)
+    _, oldest = connect(connections, surface.site, peer=first)
+    connect(connections, surface.site, peer=second)
+    assert oldest.aborted == same
+
+
+def test_a_request_makes_a_connection_young_again(surface: Surface) -> None:
+    surface.connections = make_connections(surface.clock, limit=2)
+    connections = []
+    for _ in range(2):
+        surface.clock.advance(1)
+        connections.append(surface.connect())
+    surface.clock.advance(1)
+    connections[0][0].dataReceived(GET)
+    surface.connect()
+    assert [transport.aborted for _, transport in connections] == [False, True]
+
+
+def test_one_that_closes_behind_its_answer_is_not_cut_for_room(surface: Surface) -> None:
+    surface.connections = make_connections(surface.clock, limit=1)
+    closing, transport = surface.connect()
+    closing.dataReceived(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert closing.closing
+    _, refused = surface.connect()
+    assert (transport.aborted, refused.aborted) == (False, True)
+
+
+@pytest.mark.expects_logged_failure
+def test_one_connection_that_fails_the_sweep_does_not_keep_it_from_the_others(
+    surface: Surface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surface.connections.start()
+    (_, first), (bad, second), (_, third) = (surface.connect() for _ in range(3))
+
+    def fail(now: float) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bad, "check_deadlines", fail)
+    with logged() as lines:
+        surface.clock.pump([1.0] * 3)
+    assert (first.aborted, second.aborted, third.aborted) == (False, True, False)
+    assert lines == ["critical: a connection's deadlines can't be checked, it is cut"]
+    surface.clock.pump([1.0] * 10)
+    assert (first.aborted, third.aborted) == (True, True), "the sweep lives"
+    surface.connections.stop()
+
+
+def test_short_of_memory_no_connection_is_kept(surface: Surface) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(GET)
+    surface.connections.keep(False)
+    assert not transport.disconnecting
+    connection.dataReceived(GET)
+    first, second = parse_responses(transport.value())
+    assert (first[1].get("connection"), second[1].get("connection")) == (None, "close")
+    assert transport.disconnecting
+    surface.connections.keep(True)
+    connection, transport = surface.connect()
+    connection.dataReceived(GET)
+    assert not transport.disconnecting
+
+
+def test_nor_is_one_of_http2(surface: Surface) -> None:
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    client = surface.connect2()
+    headers = [("authorization", "Bearer secret"), ("content-type", "application/json")]
+    slow = client.request("POST", "/event", headers, BODY)
+    surface.connections.keep(False)
+    assert client.response(client.request("GET", "/health"))[0] == 200
+    surface.clock.advance(1)
+    assert not client.transport.disconnecting, "one stream goes on"
+    waiting.callback(COMPLETION)
+    surface.clock.advance(1)
+    client.exchange()
+    assert client.response(slow)[0] == 200
+    assert type(client.events[-1]).__name__ == "ConnectionTerminated"
+    assert client.transport.disconnecting
+
+
+def test_when_the_memory_is_free_again_a_drain_is_still_one(surface: Surface) -> None:
+    surface.connections.drain()
+    surface.connections.keep(False)
+    surface.connections.keep(True)
+    assert surface.connections.draining
+
+
+def test_idle_connections_are_shed_some_at_a_time(surface: Surface) -> None:
+    waiting: Deferred[object] = Deferred()
+    surface.pipeline.answer = lambda: waiting
+    busy, busy_transport = surface.connect()
+    busy.dataReceived(POST)
+    begun, begun_transport = surface.connect()
+    begun.dataReceived(GET[:9])
+    idle = [surface.connect()[1] for _ in range(5)]
+    surface.connections.shed(3)
+    assert [transport.disconnecting for transport in idle] == [True, True, True, False, False]
+    surface.connections.shed(3)
+    assert all(transport.disconnecting for transport in idle)
+    surface.connections.shed(3)
+    assert not busy_transport.disconnecting
+    assert not begun_transport.disconnecting
+    waiting.callback(COMPLETION)
