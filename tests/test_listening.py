@@ -355,6 +355,26 @@ class TestInherited:
                 assert len(world.accepted.protocols) == count
                 world.reactor.advance(REST_SECONDS)
 
+    def test_nobody_is_let_in_for_a_while_also_while_it_rests(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            port = self.inherit(world, held, ours=True)
+            for _ in range(3):
+                world.connect(held.getsockname())
+            port.doRead()
+            world.listeners.accept(False)
+            world.reactor.advance(REST_SECONDS)
+            assert port not in world.reactor.getReaders()
+            world.listeners.accept(True)
+            port.doRead()
+            assert len(world.accepted.protocols) == 2
+            for accept in (False, True):
+                world.listeners.accept(accept)
+            assert port not in world.reactor.getReaders(), "it rests all the same"
+            world.reactor.advance(REST_SECONDS)
+            port.doRead()
+            assert len(world.accepted.protocols) == 3
+
     def test_closing_while_it_rests(self, world: World) -> None:
         with socket.create_server((HOST, 0)) as held:
             held.setblocking(False)

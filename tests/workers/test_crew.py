@@ -46,6 +46,7 @@ class FakeProcess:
         self.told: list[Message] = []
         self.hangs = False
         self.counted = self.connections = 0
+        self.memory = 100
         self.killed = False
         self.immortal = False
         self._ended = ended
@@ -81,7 +82,7 @@ class FakeProcess:
     def _take(self, message: Message) -> None:
         self.told.append(message)
         if isinstance(message, Ping) and not self.hangs:
-            self.say(Pong(self.connections, 100))
+            self.say(Pong(self.connections, self.memory))
         if isinstance(message, AskSamples) and not self.hangs:
             family = Family("events", "counter", "What.", [Sample("events_total", {}, self.counted)])
             self.say(Samples(message.number, [family]))
@@ -293,6 +294,14 @@ class TestLookingAfter:
         world.run(2)
         for process in world.launched:
             assert [each for each in process.told if isinstance(each, Ping)][-1] == Ping(3.5, 1100, False)
+
+    def test_and_how_much_memory_the_others_use_and_whether_the_parent_is_late(self, world: World) -> None:
+        world.launched[0].memory = 70
+        world.run(2)
+        world.lagging = True
+        world.run(1)
+        heard = [[each for each in process.told if isinstance(each, Ping)][-1] for process in world.launched]
+        assert heard == [Ping(0.0, 1100, True), Ping(0.0, 1070, True)]
 
 
 class TestMetrics:

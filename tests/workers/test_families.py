@@ -113,3 +113,13 @@ def test_a_family_without_samples_keeps_its_place() -> None:
     text, _ = rendered(Collected(merged([collected(registry)])), "")
     assert b"# TYPE a_total counter" in text
     assert b"# TYPE b gauge" in text
+
+
+def test_what_is_of_all_processes_is_not_summed() -> None:
+    processes = []
+    for strain in (0, 2, 1):
+        registry = CollectorRegistry()
+        Gauge("overload_level", "", namespace="ns", registry=registry).set(strain)
+        Gauge("memory_limit_bytes", "", namespace="ns", registry=registry).set(4096)
+        processes.append(collected(registry))
+    assert values(merged(processes)) == {"ns_overload_level": 2, "ns_memory_limit_bytes": 4096}

@@ -27,7 +27,8 @@ class World:
 
 
 def test_what_is_in_force_from_the_start() -> None:
-    found = World(log_level="WARN", ai_ticket_auth_token="a,b").shared.for_worker(0)
+    found = World(log_level="WARN", ai_ticket_auth_token="a,b", memory_limit_mb=2).shared.for_worker(0)
+    assert found.memory_limit == 2_097_152
     assert (found.log_level, found.payloads, found.pem, found.file_tokens) == ("WARN", 0, PEM, [])
     assert len(found.configured_tokens) == 2
 
@@ -38,10 +39,12 @@ def test_each_change_is_told_and_holds_for_those_that_start_later() -> None:
     world.shared.configure([])
     world.shared.log_from("DEBUG")
     world.shared.serve(Pem(b"new", b"new"))
-    assert world.told == 4
+    world.shared.limit_memory(4096)
+    assert world.told == 5
     found = world.shared.for_worker(2)
     assert (found.log_level, found.file_tokens, found.configured_tokens) == ("DEBUG", TOKENS, [])
     assert found.pem == Pem(b"new", b"new")
+    assert found.memory_limit == 4096, "of all together"
 
 
 def test_tokens_of_whom_none_would_be_left_change_nothing() -> None:
@@ -67,7 +70,7 @@ def test_a_worker_does_not_get_what_it_need_not_know_and_its_share_of_the_connec
     found = settings_of_worker(settings, 3)
     assert (found.ai_ticket_auth_token, found.redis_url) == (None, None)
     assert found.koboldcpp_password == "needed"
-    assert found.max_connections == 3334
+    assert (found.max_connections, found.max_connections_per_client) == (3334, 334)
 
 
 class TestCertificate:

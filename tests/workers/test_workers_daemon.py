@@ -1,6 +1,8 @@
 """The real daemon with two workers: one service to those who call it and to those who operate it."""
 
 import asyncio
+import itertools
+import json
 import os
 import re
 import signal
@@ -9,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import test_admission_daemon
 import test_daemon_reload
 import test_drain_daemon
+import test_kobold_daemon
 from crowd import Crowd, until
 from daemon import AUTH, Daemon, ModelServer, model_server, running, wait_until
 from test_drain_daemon import ended, serving
@@ -26,6 +30,9 @@ pytestmark = pytest.mark.e2e
 def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Daemon, "defaults", {"WORKERS": "2", "OTEL_TRACES_EXPORTER": "none"})
     monkeypatch.setattr(test_drain_daemon, "report", report)
+
+
+fake = test_kobold_daemon.fake
 
 
 @pytest.fixture
@@ -107,6 +114,73 @@ def test_one_service(tmp_path: Path, server: ModelServer) -> None:
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
         assert daemon.err == ""
+
+
+def test_a_generation_is_watched_and_aborted_from_any_worker(tmp_path: Path, fake: str) -> None:
+    """Each question comes over a connection of its own."""
+    check, abort, key = "/api/extra/generate/check", "/api/extra/abort", {"genkey": "KCPP1"}
+    with running(tmp_path, KOBOLDCPP_API_URL=fake) as daemon:
+        daemon.ready()
+
+        def ask(path: str) -> dict[str, Any]:
+            with daemon.client() as client:
+                found: dict[str, Any] = client.post(path, json=key, headers=AUTH).json()
+            return found
+
+        def text() -> str:
+            found: str = ask(check)["results"][0]["text"]
+            return found
+
+        with daemon.client() as client:
+            prompt = {"prompt": "some text", "max_length": 4000, "bypass_eos": True, **key}
+            with client.stream("POST", "/api/extra/generate/stream", json=prompt, headers=AUTH) as stream:
+                wait_until(text, "some text")
+                told = [text()]
+                while {line["worker"] for line in daemon.logged(f"POST {check} 200")} != {0, 1}:
+                    told.append(text())
+                assert all(later.startswith(before) for before, later in itertools.pairwise(told))
+                assert ask(abort) == {"success": "true", "done": "true"}
+                frames = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+        assert frames[-1] == {"token": "", "finish_reason": "length"}
+        assert "".join(frame["token"] for frame in frames).startswith(told[-1])
+        assert told[-1]
+        assert text() == ""
+        assert ask(abort) == {"success": "false", "done": "false"}
+        wait_until(lambda: httpx.get(f"{fake}/api/extra/perf").json()["idle"], "the model server is told")
+        with daemon.client() as client:
+            assert client.get("/api/extra/perf", headers=AUTH).json()["total_gens"] == 1
+            counted = client.post("/api/extra/tokencount", json={"prompt": "a b"}, headers=AUTH).json()
+        assert counted["value"] > 0
+
+
+def test_less_is_taken_on_the_shorter_the_memory_of_all_is(tmp_path: Path, server: ModelServer) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("LOG_LEVEL=INFO\n")
+    with running(tmp_path, KOBOLDCPP_API_URL=server.url) as daemon:
+        daemon.ready()
+
+        def limit(share: float, level: int) -> None:
+            """Make the memory in use such a share of what may be."""
+            pids = [daemon.process.pid, *workers(daemon)]
+            pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids]
+            env_file.write_text(f"MEMORY_LIMIT_MB={round(sum(pages) * 4096 / 1_048_576 / share)}\n")
+            daemon.signal(signal.SIGHUP)
+            wait_until(lambda: exported(daemon)["overload_level"] == level, f"level {level}")
+            wait_until(
+                lambda: {line["worker"] for line in daemon.logged(word[level])} >= ({0, 1} if level else set()), "both"
+            )
+
+        word = {0: "served as usual", 2: "events are refused, connections closed"}
+        limit(0.92, 2)
+        statuses = set()
+        for _ in range(8):
+            with daemon.client() as client:
+                answer = client.post("/event", json={"content": "x"}, headers=AUTH)
+                statuses.add((answer.status_code, answer.json()["error"], client.get("/health/ready").status_code))
+        assert statuses == {(503, "overloaded", 503)}
+        limit(0.4, 0)
+        with daemon.client() as client:
+            assert client.post("/event", json={"content": "x"}, headers=AUTH).status_code == 200
 
 
 def test_invalid_tokens_are_counted_together(tmp_path: Path, server: ModelServer) -> None:
