@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ai_ticket.eager import EagerServer
 from ai_ticket.systemd import PassedSocketError
 
 BACKLOG = 1024
@@ -143,7 +144,8 @@ class Listeners:
                 self._listening(endpoint, port, "ours")
                 return
 
-    def _listening(self, endpoint: Endpoint, port: IListeningPort, origin: str) -> None:
+    def _listening(self, endpoint: Endpoint, port: Any, origin: str) -> None:
+        port.transport = EagerServer
         if not endpoint.always:
             self._for_callers.append(port)
         address: Any = port.getHost()

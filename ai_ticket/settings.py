@@ -49,7 +49,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         _help("memory in MiB close to which less is taken on; 0: no limit; unset: the control group's, if it has one"),
     ] = None
     header_timeout_seconds: Annotated[Seconds, _help("time for a whole request head")] = 10.0
-    body_timeout_seconds: Annotated[Seconds, _help("time for a whole request body")] = 30.0
+    body_timeout_seconds: Annotated[
+        Seconds, _help("time for a whole request body, and a second more for each 4 KiB of it")
+    ] = 30.0
     keepalive_timeout_seconds: Annotated[Seconds, _help("time that an idle connection is kept")] = 75.0
     max_body_bytes: Annotated[
         int, Meta(ge=1024, le=67_108_864), _help("size of the body of one event; larger ones get 413")

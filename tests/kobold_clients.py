@@ -80,7 +80,7 @@ TAVERN_TEXT: dict[str, Any] = {
     "min_p": 0.1,
     "repetition_penalty": 1.1,
     "rep_pen": 1.1,
-    "rep_pen_range": -1,
+    "rep_pen_range": 0,
     "rep_pen_slope": 1,
     "frequency_penalty": 0,
     "presence_penalty": 0,

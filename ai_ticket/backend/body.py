@@ -10,6 +10,9 @@ from zope.interface import implementer
 from ai_ticket.backend.http1_connection import Response
 from ai_ticket.errors import CallerTooSlow, DeadlineExceeded, DomainError
 
+ALMOST = 0.001
+"""Seconds by which a timer may be early."""
+
 LAST_SECONDS = 1.0
 """How long a body may go on after all that is wanted of it has come."""
 
@@ -25,7 +28,10 @@ class Body:
 
     def __init__(self, clock: IReactorTime, received: Callable[[bytes], None], first: float, idle: float):
         """@param first, idle: the longest silence in seconds before the first data, and after it (see `alive`)."""
+        self._clock = clock
         self._received: Callable[[bytes], None] | None = received
+        self._begun = False
+        self._heard_at = 0.0
         self._allowed = first
         self._idle = idle
         self._response: Response | None = None
@@ -41,9 +47,11 @@ class Body:
 
     def alive(self) -> None:
         """What was wanted has come, such as a token: from now on the shorter silence counts."""
-        if not self.finished.called:
+        self._heard_at = self._clock.seconds()
+        if not self._begun and not self.finished.called:
+            self._begun = True
             self._allowed = self._idle
-            self._silence.reset(self._idle)
+            self._restart(self._idle)
 
     def complete(self) -> None:
         """Nothing more is wanted: `finished` fires. The body is given a moment to end by itself, which keeps the
@@ -51,7 +59,7 @@ class Body:
         connection for another request; then it is aborted.
         """
         if not self.finished.called:
-            self._silence.reset(LAST_SECONDS)
+            self._restart(LAST_SECONDS)
             self._received = None
             self.finished.callback(None)
 
@@ -93,7 +101,18 @@ class Body:
     def _cancelled(self, finished: Deferred[None]) -> None:
         self._fail(Failure(CancelledError()))
 
+    def _restart(self, seconds: float) -> None:
+        """Set the timer anew. To reset it to an earlier time, Twisted looks for it among all there are."""
+        self._silence.cancel()
+        self._silence = self._clock.callLater(seconds, self._timed_out)
+
     def _timed_out(self) -> None:
+        if self._begun and not self.finished.called:
+            # The timer is not set anew for each token, so it may be that something has come meanwhile.
+            left = self._heard_at + self._idle - self._clock.seconds()
+            if left > ALMOST:
+                self._silence = self._clock.callLater(left, self._timed_out)
+                return
         error = DeadlineExceeded(f"the model server was silent for {self._allowed:g} s")
         if self._paused:
             error = CallerTooSlow(f"nothing was read for {self._allowed:g} s")

@@ -114,19 +114,18 @@ class Http1:
             return
         self._advancing = True
         try:
-            while self._state is not _CLOSED and (self._act() if self._pieces else self._read()):
-                pass
+            while self._state is not _CLOSED:
+                if self._pieces:
+                    if not self._act():
+                        break
+                elif self._parser.unread and self._connection.has_turn():
+                    self._connection.spend(self._parser.read_slice())
+                else:
+                    break
         finally:
             self._advancing = False
         if self._pieces or self._parser.unread or not self._connection.reading:
             self._regulate()
-
-    def _read(self) -> bool:
-        """Find what there is in a little more of what has come. Whether that was possible."""
-        if not self._parser.unread or not self._connection.has_turn():
-            return False
-        self._connection.spend(self._parser.read_slice())
-        return True
 
     def _act(self) -> bool:
         """Act on the next piece. Whether that was possible."""
@@ -217,7 +216,7 @@ class Http1:
 
     def _regulate(self) -> None:
         """Take more from the kernel or not: no more than what can be acted on, and a little."""
-        if self._body_paused or self._connection.turn_over or self._parser.unread > MAX_UNREAD:
+        if self._body_paused or self._connection.turn_over or len(self._parser.unread) > MAX_UNREAD:
             self._connection.pause_reading()
         else:
             self._connection.resume_reading()
@@ -258,7 +257,12 @@ class Http1:
     def abort(self) -> None:
         """Cut the answer in pieces: what there is of it is sent, and a chunked body without its end shows the cut."""
         self._answer = None
-        self._close_after_answer(CUT_SECONDS)
+        if self._connection.full:  # who does not read would not take the rest either
+            self._state = _CLOSED
+            self._request = None
+            self._connection.abort()
+        else:
+            self._close_after_answer(CUT_SECONDS)
 
     def _answered(self, last: bool) -> None:
         if last:

@@ -51,7 +51,8 @@ Piece = Head | bytearray | End | Broken
 class Parser:
     """Turns bytes into `pieces`, for others to take from the left. A body's bytes in a row make one piece.
 
-    `head_fed` is not 0 where a head has begun to come and is not complete: it counts its bytes, at the least.
+    `unread` is what has come and was not parsed yet. `head_fed` is not 0 where a head has begun to come and is not
+    complete: it counts its bytes, at the least.
     """
 
     _log = Logger()
@@ -59,7 +60,7 @@ class Parser:
     def __init__(self, now: Callable[[], float]):
         self._now = now
         self._llhttp = HttpRequestParser(self)
-        self._unread = b""
+        self.unread = b""
         self.pieces: deque[Piece] = deque()
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
@@ -72,19 +73,14 @@ class Parser:
         self._work = 0
         self._broken = False
 
-    @property
-    def unread(self) -> int:
-        """How many bytes of what has come were not read yet."""
-        return len(self._unread)
-
     def add(self, data: bytes) -> None:
         """Take in what has come."""
         if not self._broken:
-            self._unread = self._unread + data if self._unread else data
+            self.unread = self.unread + data if self.unread else data
 
     def read_slice(self) -> int:
         """Read a little of it. Returns about how many microseconds that took."""
-        data, self._unread = self._unread[:SLICE_BYTES], self._unread[SLICE_BYTES:]
+        data, self.unread = self.unread[:SLICE_BYTES], self.unread[SLICE_BYTES:]
         self._work = 5
         in_body, body_bytes = not self._in_head, self._body_bytes
         if self._in_head:
@@ -128,7 +124,7 @@ class Parser:
         self._llhttp = HttpRequestParser(self)
         self._work += 20
         if not self._broken:
-            self._unread = rest + self._unread
+            self.unread = rest + self.unread
             self._parse(b"\r\n".join([*head, b"\r\n"]))
 
     def _break(self, status: int) -> None:
@@ -139,7 +135,7 @@ class Parser:
     def _end(self) -> None:
         """Read nothing any more."""
         self._broken = True
-        self._unread = b""
+        self.unread = b""
 
     # What llhttp finds, in order.
 
@@ -159,19 +155,18 @@ class Parser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; after the body it is a trailer, which nothing here wants but which counts all the same."""
-        self._work += 1
         self._fields += 1
         self._head_bytes += len(name) + len(value) + 4
-        if self._fields > MAX_HEAD_FIELDS or self._head_bytes > MAX_HEAD_BYTES:
+        if self._fields > MAX_HEAD_FIELDS:
             self._break(431)
         elif self._in_head:
-            name, value = name.lower(), value.rstrip(b" \t")
+            name, value = name.lower(), value.rstrip()
             known = self._headers.get(name)
             self._headers[name] = value if known is None else known + b", " + value
 
     def on_headers_complete(self) -> None:
         """The head is complete."""
-        self._work += 10
+        self._work += 10 + self._fields
         self._in_head = False
         self.head_fed = self._framing = 0
         if self._broken:
@@ -205,6 +200,9 @@ class Parser:
         """The body is complete, or llhttp gives up at an upgrade (see `_decline_upgrade`)."""
         self._in_head = True
         if self._broken or (self._llhttp.should_upgrade() and self._llhttp.get_method() != b"CONNECT"):
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._break(431)
             return
         self._headers = {}
         self.pieces.append(_END)

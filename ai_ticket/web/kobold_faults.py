@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ai_ticket.errors import DomainError
+from ai_ticket.errors import DomainError, UnsupportedParameter
 from ai_ticket.web.faults import Unauthorised, error_headers, status_of
 from ai_ticket.web.request import Response
 
@@ -24,7 +24,9 @@ def kobold_error_event(error: DomainError) -> bytes:
 
 
 def _object(error: DomainError) -> dict[str, object]:
-    message = error.message if error.details is None else f"{error.message} ({error.details})"
+    message = error.message
+    if error.details is not None and not isinstance(error, UnsupportedParameter):
+        message += f" ({error.details})"
     detail = {"msg": message, "type": _TYPES.get(status_of(error), error.code), "code": error.code}
     if isinstance(error, Unauthorised):
         detail["error"] = "Unauthorized"

@@ -12,8 +12,9 @@ from ai_ticket.event import LARGEST_SEED
 Number = Annotated[float, Meta(ge=-1_000_000, le=1_000_000)]
 Amount = Annotated[float, Meta(ge=0, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0, le=10_000_000)]
-Text = str
+Count = Annotated[int, Meta(ge=0, le=1_048_576)]
+"""Of tokens: more than any context has, and not so many that a server can't keep as many."""
+
 Texts = Annotated[list[str], Meta(max_length=1024)]
 
 
@@ -25,7 +26,7 @@ class Samplers(Struct, kw_only=True):
     top_a: Amount | None = None
     nsigma: Number | None = None
     rep_pen: Annotated[float, Meta(ge=0, le=100)] | None = None
-    rep_pen_range: Annotated[int, Meta(ge=-1, le=10_000_000)] | None = None
+    rep_pen_range: Count | None = None
     rep_pen_slope: Amount | None = None
     sampler_order: Annotated[list[Annotated[int, Meta(ge=0, le=15)]], Meta(max_length=16)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
@@ -41,16 +42,16 @@ class Samplers(Struct, kw_only=True):
     dry_multiplier: Amount | None = None
     dry_base: Amount | None = None
     dry_allowed_length: Count | None = None
-    dry_penalty_last_n: Annotated[int, Meta(ge=-1, le=10_000_000)] | None = None
+    dry_penalty_last_n: Annotated[int, Meta(ge=-1, le=1_048_576)] | None = None
     dry_sequence_breakers: Texts | None = None
     adaptive_target: Number | None = None
     adaptive_decay: Share | None = None
     guidance_scale: Number | None = None
-    negative_prompt: Text | None = None
-    grammar: Text | None = None
+    negative_prompt: str | None = None
+    grammar: str | None = None
     grammar_retain_state: bool | None = None
     banned_tokens: Texts | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: Annotated[dict[str, Number], Meta(max_length=1024)] | None = None
     ban_eos_token: bool | None = None
     bypass_eos: bool | None = None
     render_special: bool | None = None

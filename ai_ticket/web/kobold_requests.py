@@ -16,6 +16,7 @@ from ai_ticket.web.kobold_fields import GenerateFields, Samplers, TavernFields
 T = TypeVar("T")
 
 _TOKEN = re.compile(r"\d{1,10}")
+_PLACEHOLDER = "{{["
 _TAVERN = re.compile(rb'"api_type"\s*:\s*"koboldcpp"')
 
 
@@ -75,7 +76,7 @@ def _event(asked: GenerateFields, limits: EventLimits, *, stream: bool) -> Event
         max_tokens_given=wanted is not None,
         stream=stream,
         raw_prompt=prompt,
-        extra=_extra(asked),
+        extra=_extra(asked, prompt, parameters.stop),
         key=asked.genkey or "",
     )
 
@@ -100,7 +101,7 @@ def _stop(stop: str | list[str] | None) -> list[str] | None:
     return [one for one in stops if one] or None
 
 
-def _extra(asked: GenerateFields) -> dict[str, str]:
+def _extra(asked: GenerateFields, prompt: str, stops: list[str] | None) -> dict[str, str]:
     for token in asked.logit_bias or ():
         if not _TOKEN.fullmatch(token):
             raise InvalidParameter("logit_bias must name tokens by their numbers")
@@ -109,6 +110,8 @@ def _extra(asked: GenerateFields) -> dict[str, str]:
         found.setdefault("ban_eos_token", asked.use_default_badwordsids)
     if asked.logprobs:
         found["logprobs"] = True
+    if not any(_PLACEHOLDER in text for text in (prompt, *(stops or ()))):
+        found.pop("replace_instruct_placeholders", None)  # as Lite sends it, with nothing to replace
     return {name: msgspec.json.encode(value).decode() for name, value in found.items()}
 
 

@@ -65,7 +65,7 @@ def test_tavern_at_openais_surface() -> None:
     assert (event.raw_prompt, event.stream, event.chunks, event.key) == ("Once", True, Chunks("cmpl-1", 5), "")
     parameters = event.parameters
     assert (parameters.max_tokens, parameters.stop, parameters.seed) == (80, ["\nAnne:"], None)
-    assert (event.extra["banned_tokens"], event.extra["rep_pen_range"]) == ('["suddenly"]', "-1")
+    assert (event.extra["banned_tokens"], event.extra["rep_pen"]) == ('["suddenly"]', "1.1")
     with pytest.raises(InvalidParameter):
         read_tavern(json.dumps(TAVERN_TEXT | {"max_tokens": 101}).encode(), LIMITS, Chunks("cmpl-1", 5))
 
@@ -86,6 +86,13 @@ def test_next_to_nothing() -> None:
 
 def test_null_is_as_good_as_absent() -> None:
     assert read(**dict.fromkeys(LITE.keys() - {"prompt"})) == read()
+
+
+def test_placeholders() -> None:
+    """Lite asks for them to be replaced also where there are none, which any server can do."""
+    for fields in ({"prompt": "{{[INPUT]}}Hi"}, {"stop_sequence": ["{{[INPUT]}}"]}):
+        assert read(replace_instruct_placeholders=True, **fields).extra == {"replace_instruct_placeholders": "true"}
+    assert read(replace_instruct_placeholders=True, stop_sequence=["END"]).extra == {}
 
 
 def test_one_of_several_names() -> None:
@@ -115,6 +122,8 @@ def test_stops() -> None:
         ({"temperature": -1}, "temperature: Expected"),
         ({"top_p": 1.1}, "top_p: Expected"),
         ({"rep_pen": "x"}, "rep_pen: Expected"),
+        ({"rep_pen_range": -1}, "rep_pen_range: Expected"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias: Expected"),
         ({"rep_pen": 1e9}, "rep_pen: Expected"),
         ({"mirostat": 3}, "mirostat: Expected"),
         ({"sampler_seed": 2**32}, "sampler_seed: Expected"),

@@ -561,6 +561,7 @@ def test_an_answer_that_is_cut_while_the_body_comes(upload: Upload) -> None:
     upload.request.start(HEAD, Producer())
     upload.request.write(b"some")
     upload.request.abort()
+    upload.sweep(2)
     assert upload.cut
     assert failed(waiting) is CancelledError
     upload.request.write(b"more")
