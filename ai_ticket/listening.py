@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ai_ticket.eager import EagerServer
 from ai_ticket.systemd import PassedSocketError
 
 BACKLOG = 1024
@@ -180,6 +181,7 @@ class Listeners:
         return _address(port)
 
     def _let_in_by(self, endpoint: Endpoint, port: Any) -> None:
+        port.transport = EagerServer
         if not endpoint.always:
             self._for_callers.append(port)
 

@@ -11,6 +11,7 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ai_ticket import eager
 from ai_ticket.backend.http1_errors import ended_error, handshake_error
 from ai_ticket.backend.http1_parser import ResponseParser
 from ai_ticket.errors import ApiResponseFormatError, DomainError
@@ -123,7 +124,7 @@ class Connection(protocol.Protocol):
         self._parser = ResponseParser()
         answered: Deferred[Response] = Deferred(lambda _: self.abort())
         self._answered = answered
-        self.transport.write(data)  # type: ignore[union-attr]
+        eager.write(self.transport, data)
         sent()
         return answered
 

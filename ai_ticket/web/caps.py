@@ -99,6 +99,9 @@ class Caps(Generic[M]):
     def __iter__(self) -> Iterator[M]:
         return iter(self._all.members)
 
+    def __contains__(self, member: object) -> bool:
+        return member in self._all.members
+
     def clients(self) -> dict[str, int]:
         """How many connections each client has, where that is counted."""
         return {client: len(crowd.members) for client, crowd in self._clients.items()}

@@ -20,6 +20,9 @@ from ai_ticket.web.tcp import ask_tcp
 from ai_ticket.web.tls import handshake_fault
 
 SWEEP_SECONDS = 1.0
+SWEPT_A_TURN = 200
+"""Connections whose deadlines are checked before the reactor sees to others again: of slow ones the kernel is asked."""
+
 TLS_HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 """How long a connection that was asked to close may take before it is aborted."""
@@ -264,6 +267,7 @@ class Connections:
         self._open: Caps[Connection] = Caps(clock.seconds, limit=limit, per_client=per_client)
         self._sweep = LoopingCall(self._check_deadlines)
         self._sweep.clock = clock
+        self._sweeping: IDelayedCall | None = None
         self._date = (-1, b"")
         self.timeouts = timeouts
         self.recorder = recorder
@@ -294,6 +298,9 @@ class Connections:
                 connection.abort()
         if self._sweep.running:
             self._sweep.stop()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
 
     def drain(self) -> None:
         """Have every connection close behind its next answer.
@@ -346,8 +353,15 @@ class Connections:
 
     def _check_deadlines(self) -> None:
         self._open.report()
+        if self._sweeping is None:
+            self._check_some(list(self._open))
+
+    def _check_some(self, unchecked: list[Connection]) -> None:
+        self._sweeping = None
         now = self.now()
-        for connection in list(self._open):
+        for connection in unchecked[:SWEPT_A_TURN]:
+            if connection not in self._open:
+                continue
             try:
                 connection.check_deadlines(now)
             except Exception:
@@ -355,6 +369,9 @@ class Connections:
                 self._log.failure("a connection's deadlines can't be checked, it is cut", peer=connection.peer)
                 self.closed(connection)
                 connection.abort()
+        left = unchecked[SWEPT_A_TURN:]
+        if left:
+            self._sweeping = self.in_next_turn(lambda: self._check_some(left))
 
 
 class ConnectionFactory(Factory):

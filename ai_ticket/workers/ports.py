@@ -36,13 +36,14 @@ class InheritedPorts(Listeners):
 
     def open(self) -> None:
         """Listen."""
-        factories = {endpoint.name: endpoint.factory for endpoint in self._endpoints}
+        endpoints = {endpoint.name: endpoint for endpoint in self._endpoints}
         for passed in self._ports:
             with socket.socket(fileno=passed.fd) as listening:  # which is duplicated
-                port = self._reactor.adoptStreamPort(listening.fileno(), listening.family, factories[passed.name])
+                endpoint = endpoints[passed.name]
+                port = self._reactor.adoptStreamPort(listening.fileno(), listening.family, endpoint.factory)
             port.doRead = partial(self._newcomer, port)
             (self._bound if passed.ours else self._adopted).append(port)
-            self._for_callers.append(port)
+            self._let_in_by(endpoint, port)
 
     def accept(self, accept: bool) -> None:
         """As `Listeners.accept`."""

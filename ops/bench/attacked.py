@@ -1,19 +1,24 @@
 """A daemon to attack, for the scripts beside this: it ticks, and writes down whenever a tick came late."""
 
-import os
-import re
 import resource
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from telemetry_cost import free_port, serving
+from processes import (
+    CERTIFICATE,
+    KEY,
+    Running,
+    canned,
+    environment,
+    free_port,
+    make_certificate,
+    open_files,
+    resident_bytes,
+)
 
 TOKEN = "bench"  # noqa: S105
 TICK_SECONDS = 0.002
@@ -55,19 +60,17 @@ class LateTick(NamedTuple):
 class Daemon:
     """A running daemon."""
 
-    def __init__(self, folder: Path, backend: str, settings: dict[str, str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, backend: int, settings: dict[str, str]) -> None:
+        self._folder = folder
         self.plain, self.secure = free_port(), free_port()
-        key = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-batch"]
-        files = ["-keyout", "server.key", "-out", "server.crt"]
-        subprocess.run(["openssl", "req", *key, *files], cwd=folder, check=True, capture_output=True)  # noqa: S603, S607
-        (folder / "bench.tac").write_text(TAC)
+        make_certificate(folder)
+        (folder / "attacked.tac").write_text(TAC)
         environ = {
-            "KOBOLDCPP_API_URL": backend,
+            "KOBOLDCPP_API_URL": f"http://127.0.0.1:{backend}",
             "KOBOLDCPP_SLOTS": "16",
             "AI_TICKET_AUTH_TOKEN": TOKEN,
-            "TLS_CERT_FILE": "server.crt",
-            "TLS_KEY_FILE": "server.key",
+            "TLS_CERT_FILE": CERTIFICATE,
+            "TLS_KEY_FILE": KEY,
             "TLS_PORT": str(self.secure),
             "HTTP_PORT": str(self.plain),
             "OTEL_PROMETHEUS_PORT": "0",
@@ -75,49 +78,39 @@ class Daemon:
             "OTEL_PROMETHEUS_HOST": "127.0.0.1",
             "OTEL_TRACES_EXPORTER": "none",
             "RATE_LIMIT_REQUESTS": "0",
-            **{name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ},
             **settings,
         }
-        twistd = str(Path(sys.executable).parent / "twistd")
-        with open(folder / "log", "w") as log:
-            self.process = subprocess.Popen(  # noqa: S603
-                [twistd, "--nodaemon", "--pidfile=", "-y", "bench.tac"], cwd=folder, env=environ, stdout=log, stderr=log
-            )
-        end = time.monotonic() + 30
-        while not self._answers():
-            if time.monotonic() > end or self.process.poll() is not None:
-                raise SystemExit(f"the daemon does not start: {self.log}")
-            time.sleep(0.1)
+        twistd = Path(sys.executable).parent / "twistd"
+        command = [twistd, "--nodaemon", "--pidfile=", "-y", "attacked.tac"]
+        self._running = Running(
+            command, folder=folder, environ=environment(environ), port=self.plain, ready="/health/ready"
+        )
+        self.process = self._running.process
 
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.plain)) as connection:
-                connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
-                return b" 200 " in connection.recv(65_536)
-        except ConnectionError:
-            return False
+    def stop(self) -> None:
+        """Stop it."""
+        self._running.stop()
 
     @property
     def log(self) -> str:
         """All that it has said."""
-        return (self.folder / "log").read_text()
+        return (self._folder / "log").read_text()
 
     @property
     def ticks(self) -> list[LateTick]:
         """Those that came late so far."""
-        lines = (self.folder / "ticks").read_text().rpartition("\n")[0].splitlines()
+        lines = (self._folder / "ticks").read_text().rpartition("\n")[0].splitlines()
         return [LateTick(*map(float, line.split())) for line in lines]
 
     @property
     def memory(self) -> int:
         """Resident, in KiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+        return resident_bytes(self.process.pid) // 1024
 
     @property
     def descriptors(self) -> int:
         """How many files it has open."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return open_files(self.process.pid)
 
 
 @contextmanager
@@ -125,10 +118,9 @@ def attacked(settings: dict[str, str]) -> Iterator[Daemon]:
     """Such a daemon, and a model server that answers at once. The number of open files is raised to what is allowed."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with tempfile.TemporaryDirectory() as folder, serving("llama.cpp") as backend:
-        daemon = Daemon(Path(folder), backend, settings)
+    with tempfile.TemporaryDirectory() as folder, canned("llama.cpp") as backend:
+        daemon = Daemon(Path(folder), backend.port, settings)
         try:
             yield daemon
         finally:
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.stop()

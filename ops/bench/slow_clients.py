@@ -11,6 +11,7 @@ was gone; and memory and descriptors before and after. On a machine that others 
 
 import argparse
 import asyncio
+import itertools
 import socket
 import sys
 import time
@@ -27,6 +28,7 @@ from ai_ticket.overload import MEASURE_SECONDS, RELEASE_MEASURES
 HEADER_SECONDS, BODY_SECONDS, IDLE_SECONDS = 8, 10, 10
 GRACE_SECONDS = 5.0
 DRIP_SECONDS = 2.0
+DRIP_TURNS = 40
 RATE = 500
 """Slow callers that come in a second."""
 
@@ -93,9 +95,9 @@ async def attack(  # noqa: PLR0917
         callers.append(caller)
 
     async def drip() -> None:
-        while True:
-            await asyncio.sleep(DRIP_SECONDS)
-            for caller in callers:
+        for turn in itertools.count():
+            await asyncio.sleep(DRIP_SECONDS / DRIP_TURNS)
+            for caller in callers[turn % DRIP_TURNS :: DRIP_TURNS]:
                 if drips and not caller.gone:
                     caller.transport.write(b"a")
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
-from ai_ticket.web.connections import TLS_HANDSHAKE_SECONDS, Connection
+from ai_ticket.web.connections import SWEPT_A_TURN, TLS_HANDSHAKE_SECONDS, Connection
 
 BODY = b'{"content": "hello"}'
 HEAD = b"POST /event HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Type: application/json\r\n"
@@ -207,3 +207,42 @@ def test_idle_connections_are_shed_some_at_a_time(surface: Surface) -> None:
     assert not busy_transport.disconnecting
     assert not begun_transport.disconnecting
     waiting.callback(COMPLETION)
+
+
+def test_many_deadlines_are_checked_in_turns(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many callers are late, others are seen to in between; and who has left meanwhile is left alone."""
+    connections = make_connections(surface.clock, limit=1000)
+    connections.start()
+    late = [connect(connections, surface.site) for _ in range(SWEPT_A_TURN + 2)]
+    (_, first), (leaving, left_alone) = late[0], late[-1]
+    aborted_by_then = []
+
+    def others() -> None:
+        aborted_by_then.append(sum(transport.aborted for _, transport in late))
+        leaving.connectionLost(Failure(ConnectionDone()))
+
+    def abort() -> None:
+        first.aborted = True
+        surface.clock.callLater(0, others)
+
+    monkeypatch.setattr(first, "abortConnection", abort)
+    surface.clock.advance(connections.timeouts.header)
+    assert aborted_by_then == [SWEPT_A_TURN]
+    assert sum(transport.aborted for _, transport in late) == SWEPT_A_TURN + 1
+    assert not left_alone.aborted
+
+
+def test_a_sweep_that_is_under_way_ends_with_the_service(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = make_connections(surface.clock, limit=1000)
+    connections.start()
+    late = [connect(connections, surface.site) for _ in range(SWEPT_A_TURN + 1)]
+    stopping: list[Any] = []
+
+    def abort() -> None:
+        if not stopping:
+            stopping.append(surface.clock.callLater(0, connections.stop))
+
+    monkeypatch.setattr(late[0][1], "abortConnection", abort)
+    surface.clock.advance(connections.timeouts.header)
+    assert stopping
+    assert surface.clock.getDelayedCalls() == []
