@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybe
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from ai_ticket import twistd
 from ai_ticket.assembly import make_backends
 from ai_ticket.backend.address import Location
 from ai_ticket.backend.counting import Counting
@@ -61,6 +62,9 @@ from ai_ticket.workers.remote import RemoteLimiter, RemotePipeline
 END_SECONDS = 3.0
 """How long a part of the background may take to end."""
 
+LEAVE_SECONDS = 0.5
+"""How long the process may take to go once all has ended: a thread may still be waiting for a name server."""
+
 
 class ParentEnd:
     """The worker's end of the channel. `when_lost` is called when that is closed."""
@@ -93,13 +97,24 @@ class WorkerService(MultiService):
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, *, logs: Logs, parent: ParentEnd, channel: socket.socket, surface: Surface):
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        logs: Logs,
+        parent: ParentEnd,
+        channel: socket.socket,
+        surface: Surface,
+        leave: Callable[[float], None],
+    ):
+        """@param leave: as `AITicket` has it."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
         self.logs = logs
         self._parent = parent
         self._channel = channel
         self._surface = surface
+        self._leave = leave
         self._draining: Deferred[None] | None = None
         self._told_all = False
         parent.when_lost = self._lost
@@ -140,6 +155,7 @@ class WorkerService(MultiService):
                 await maybeDeferred(child.stopService).addTimeout(END_SECONDS, self._reactor)
             except (TimeoutError, CancelledError):
                 self._log.warn("{part} did not end in time", part=child.name or type(child).__name__)
+        self._leave(LEAVE_SECONDS)
 
     def _stop_requested(self) -> None:
         if self._draining is None:
@@ -274,7 +290,14 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         lagging=lambda: last_ping.lagging,
         announced=lambda in_flight: parent.channel.send(Stopping(in_flight)),
     )
-    service = WorkerService(reactor, logs=logs, parent=parent, channel=channel, surface=surface)
+    service = WorkerService(
+        reactor,
+        logs=logs,
+        parent=parent,
+        channel=channel,
+        surface=surface,
+        leave=lambda seconds: twistd.leave(seconds, logs.stop),
+    )
     for child in (surface.loop, surface.memory, tracing):
         child.setServiceParent(service)  # type: ignore[no-untyped-call]
     return service

@@ -276,6 +276,26 @@ def test_workers_end_with_their_parent(tmp_path: Path, server: ModelServer) -> N
         wait_until(lambda: not any(alive(pid) for pid in found), "the end of the workers")
 
 
+def test_a_worker_goes_also_while_a_thread_waits_for_a_name_server(tmp_path: Path) -> None:
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import socket, sys, time\n"
+        "if sys.orig_argv[-1:] == ['ai_ticket.workers']:\n"
+        "    socket.getaddrinfo = lambda *asked: time.sleep(60)\n"
+    )
+    settings = {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}", "SHUTDOWN_GRACE_SECONDS": "1"}
+    with model_server() as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        with running(tmp_path, KOBOLDCPP_API_URL=url, KOBOLDCPP_CONNECT_TIMEOUT_SECONDS="60", **settings) as daemon:
+            with daemon.ready().client() as client, suppress(httpx.TimeoutException):
+                client.post("/event", json={"content": "x"}, headers=AUTH, timeout=1)
+            daemon.signal(signal.SIGTERM)
+            assert daemon.wait() == 0
+            assert daemon.logged("stopped:")
+            assert not daemon.logged("is killed")
+
+
 def test_one_that_does_not_start_ends_the_start(tmp_path: Path, server: ModelServer) -> None:
     folder = tmp_path / "broken"
     folder.mkdir()
