@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import test_admission_daemon
 import test_daemon_reload
@@ -22,6 +23,7 @@ import test_kobold_daemon
 from crowd import Crowd, until
 from daemon import AUTH, Daemon, ModelServer, model_server, running, wait_until
 from test_drain_daemon import ended, serving
+from test_openai_daemon import options
 
 pytestmark = pytest.mark.e2e
 
@@ -114,6 +116,28 @@ def test_one_service(tmp_path: Path, server: ModelServer) -> None:
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
         assert daemon.err == ""
+
+
+def test_openais_chunks_pass_by_the_parent(
+    tmp_path: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With either worker: text, usage and tools, in pieces."""
+    with running(tmp_path, KOBOLDCPP_API_URL=server.url) as daemon:
+        monkeypatch.setenv("SSL_CERT_FILE", str(daemon.ready().certificates.ca))
+        question: Any = [{"role": "user", "content": "hi"}]
+        tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+        while {line["worker"] for line in daemon.logged("POST /v1/chat/completions 200")} != {0, 1}:
+            with openai.OpenAI(**options(daemon)) as client:
+                stream = client.chat.completions.create(
+                    model="m", messages=question, stream=True, stream_options={"include_usage": True}
+                )
+                *chunks, last = stream
+                assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "hi"
+                assert last.usage is not None
+                assert last.usage.total_tokens == 2
+                answer = client.chat.completions.create(model="m", messages=question, tools=[tool])
+                assert answer.choices[0].finish_reason == "tool_calls"
+        assert server.requests[-1]["tools"] == [tool]
 
 
 def test_a_generation_is_watched_and_aborted_from_any_worker(tmp_path: Path, fake: str) -> None:
