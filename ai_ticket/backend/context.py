@@ -7,7 +7,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP
-from ai_ticket.backend.server import ModelServer
+from ai_ticket.backend.server import LARGEST_COUNT, ModelServer, NoSuchEndpoint
 from ai_ticket.backend.tokens import tokenize
 from ai_ticket.content import Message
 from ai_ticket.errors import ContextLengthExceeded, DomainError
@@ -33,6 +33,7 @@ async def fit(event: Event, server: ModelServer, state: BackendState, timeout: f
     A token stands for at least one byte, so most prompts are known to fit without asking the server to count.
 
     @raise ContextLengthExceeded: it does not fit.
+    @raise DomainError: that can't be told, and the server would cut it.
     """
     context = state.context_length
     wanted = event.parameters.max_tokens
@@ -40,8 +41,12 @@ async def fit(event: Event, server: ModelServer, state: BackendState, timeout: f
         return event
     try:
         prompt = await _count(event, server, state, timeout)
+    except NoSuchEndpoint:
+        return event  # nobody can tell
     except DomainError:
-        return event  # the server has the last word
+        if state.kind == KOBOLDCPP:
+            raise
+        return event  # the server has the last word: it refuses what does not fit
     if prompt is None or prompt + wanted <= context:
         return event
     if event.max_tokens_given or prompt >= context:
@@ -69,10 +74,10 @@ async def _count(event: Event, server: ModelServer, state: BackendState, timeout
             # It does not count tools, and words them in some way of its own.
             more = [Message("system", tools)] if tools is not None else []
             asked: dict[str, Any] = {"messages": [*event.messages, *more]}
-            return (await server.ask("/api/extra/tokencount", asked, _Count, timeout)).value
+            return (await server.ask("/api/extra/tokencount", asked, _Count, timeout, LARGEST_COUNT)).value
         if state.kind != LLAMACPP:
             return None
         asked = {"messages": event.messages} | ({"tools": Raw(tools.encode())} if tools is not None else {})
-        prompt = (await server.ask("/apply-template", asked, _Prompt, timeout)).prompt
+        prompt = (await server.ask("/apply-template", asked, _Prompt, timeout, LARGEST_COUNT)).prompt
     tokens = await tokenize(prompt, server, state.kind, timeout)
     return None if tokens is None else tokens.count

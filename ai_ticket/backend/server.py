@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 BUSY_RETRY_SECONDS = 1.0
 LARGEST_SMALL_BODY = 1_048_576
+LARGEST_COUNT = 33_554_432
+"""Of a prompt's tokens: KoboldCPP sends all of them, and the prompt as it took it."""
 
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -96,12 +98,15 @@ class ModelServer:
             raise await self._refusal(response)
         return response
 
-    async def ask(self, path: str, payload: dict[str, Any], type: type[T], timeout: float) -> T:
+    async def ask(
+        self, path: str, payload: dict[str, Any], type: type[T], timeout: float, limit: int = LARGEST_SMALL_BODY
+    ) -> T:
         """The JSON value that a path gives for a request.
 
-        @raise DomainError: as `post`; or the answer is not JSON, or not of the type.
+        @param limit: the size of the answer, in bytes.
+        @raise DomainError: as `post`; or the answer is too large, is not JSON, or not of the type.
         """
-        return decode(await self.read(await self.post(path, payload, timeout), timeout), type)
+        return decode(await self.read(await self.post(path, payload, timeout), timeout, limit), type)
 
     async def get(self, path: str, type: type[T], timeout: float) -> T:
         """The JSON value that a path gives.

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP
-from ai_ticket.backend.server import ModelServer
+from ai_ticket.backend.server import LARGEST_COUNT, ModelServer
 from ai_ticket.interfaces import Tokens
 
 
@@ -27,10 +27,10 @@ async def tokenize(text: str, server: ModelServer, kind: str | None, timeout: fl
     @raise DomainError: as `ModelServer.ask`.
     """
     if kind == KOBOLDCPP:
-        count = await server.ask("/api/extra/tokencount", {"prompt": text}, _Count, timeout)
+        count = await server.ask("/api/extra/tokencount", {"prompt": text}, _Count, timeout, LARGEST_COUNT)
         return Tokens(count.value, count.ids or [])
     if kind == LLAMACPP:
         asked = {"content": text, "add_special": True}
-        ids = (await server.ask("/tokenize", asked, _Tokens, timeout)).tokens
+        ids = (await server.ask("/tokenize", asked, _Tokens, timeout, LARGEST_COUNT)).tokens
         return Tokens(len(ids), ids)
     return None

@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from ai_ticket.backend import counting as module
 from ai_ticket.backend.pool import Pool
 from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP, OPENAI
+from ai_ticket.backend.server import LARGEST_COUNT
 from ai_ticket.backend.tokens import tokenize
 from ai_ticket.errors import ApiConnectionError, Overloaded
 from ai_ticket.interfaces import BackendState, Tokens
@@ -22,7 +23,8 @@ class Asked:
         self.answer = answer
         self.asked: list[tuple[str, Any]] = []
 
-    async def ask(self, path: str, payload: Any, type: Callable[..., Any], timeout: float) -> Any:
+    async def ask(self, path: str, payload: Any, type: Callable[..., Any], timeout: float, limit: int) -> Any:
+        assert limit == LARGEST_COUNT
         self.asked.append((path, payload))
         return type(**self.answer)
 

@@ -539,6 +539,22 @@ def test_a_server_that_does_not_count_has_the_last_word() -> None:
     assert world.posts() == [COUNT, CHAT]
 
 
+def test_the_count_of_a_very_long_prompt_is_large_itself() -> None:
+    ids = json.dumps({"value": 300_000, "ids": [12345] * 300_000}).encode()
+    world = World({**KOBOLD, COUNT: Answer([b"HTTP/1.0 200 OK\r\n\r\n" + ids])})
+    world.probe()
+    assert world.fault_of(world.begin(LONG))[0] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("answer", [Answer([b"HTTP/1.0 500 No\r\n\r\n"]), Answer([b"HTTP/1.0 200 OK\r\n\r\nnull"])])
+def test_koboldcpp_gets_no_prompt_that_it_might_cut(answer: Answer) -> None:
+    """Where it counts, but not this time."""
+    world = World({**KOBOLD, COUNT: answer, CHAT: recorded("koboldcpp/chat-stream-usage.txt")})
+    world.probe()
+    assert world.fault_of(world.begin(LONG))[0].startswith("api_")
+    assert world.posts() == [COUNT]
+
+
 def test_llamacpp_counts_with_its_template() -> None:
     world = World(
         {
