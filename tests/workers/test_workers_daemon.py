@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -205,6 +206,26 @@ def test_less_is_taken_on_the_shorter_the_memory_of_all_is(tmp_path: Path, serve
         limit(0.4, 0)
         with daemon.client() as client:
             assert client.post("/event", json={"content": "x"}, headers=AUTH).status_code == 200
+
+
+def test_while_the_parent_is_late_no_worker_is_ready(tmp_path: Path, server: ModelServer) -> None:
+    with running(tmp_path, KOBOLDCPP_API_URL=server.url) as daemon:
+        daemon.ready()
+
+        def overloaded() -> bool:
+            with daemon.client() as client:
+                ready = client.get("/health/ready")
+            return ready.status_code == 503 and ready.json() == {"status": "overloaded", "reason": "lag"}
+
+        assert not overloaded()
+        for _ in range(3):
+            os.kill(daemon.process.pid, signal.SIGSTOP)
+            time.sleep(0.5)  # nobody but the system knows that it stands still
+            os.kill(daemon.process.pid, signal.SIGCONT)
+            time.sleep(0.3)
+        wait_until(overloaded, "the workers to hear of it")
+        while {line["worker"] for line in daemon.logged("GET /health/ready 503")} != {0, 1}:
+            overloaded()
 
 
 def test_invalid_tokens_are_counted_together(tmp_path: Path, server: ModelServer) -> None:
