@@ -4,12 +4,11 @@ import re
 from typing import TypeVar
 
 import msgspec
-from msgspec.structs import replace
 
 from ai_ticket import strictjson
 from ai_ticket.content import absent
 from ai_ticket.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
-from ai_ticket.event import LARGEST_TOP_K, Chunks, Event, EventLimits, Parameters
+from ai_ticket.event import LARGEST_TOP_K, Event, EventLimits, Parameters
 from ai_ticket.strictjson import JSONError
 from ai_ticket.web.kobold_fields import GenerateFields, Samplers, TavernFields
 
@@ -36,17 +35,14 @@ def is_tavern(body: bytes) -> bool:
     return _TAVERN.search(body) is not None
 
 
-def read_tavern(body: bytes, limits: EventLimits, chunks: Chunks) -> Event:
-    """What such a request asks for; as `read_generate`. Its answer has OpenAI's form.
-
-    @param chunks: what those of a stream have in common.
-    """
+def read_tavern(body: bytes, limits: EventLimits) -> Event:
+    """What such a request asks for; as `read_generate`. Its answer has OpenAI's form."""
     asked = read(body, TavernFields)
     asked.max_length = asked.max_length if asked.max_tokens is None else asked.max_tokens
     asked.sampler_seed = asked.sampler_seed if asked.seed is None else asked.seed
     asked.stop_sequence = asked.stop_sequence if asked.stop is None else asked.stop
     asked.banned_tokens = asked.banned_tokens or asked.banned_strings
-    return replace(_event(asked, limits, stream=bool(asked.stream)), chunks=chunks)
+    return _event(asked, limits, stream=bool(asked.stream))
 
 
 def _event(asked: GenerateFields, limits: EventLimits, *, stream: bool) -> Event:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kobold_clients import LITE, TAVERN, TAVERN_TEXT
 
 from ai_ticket.errors import DomainError, InvalidParameter, InvalidRequest, UnsupportedParameter
-from ai_ticket.event import Chunks, Event, EventLimits
+from ai_ticket.event import Event, EventLimits
 from ai_ticket.web.kobold_requests import is_tavern, read_generate, read_tavern
 
 LIMITS = EventLimits(100, 50)
@@ -61,13 +61,13 @@ def test_tavern() -> None:
 def test_tavern_at_openais_surface() -> None:
     body = json.dumps(TAVERN_TEXT).encode()
     assert is_tavern(body)
-    event = read_tavern(body, LIMITS, Chunks("cmpl-1", 5))
-    assert (event.raw_prompt, event.stream, event.chunks, event.key) == ("Once", True, Chunks("cmpl-1", 5), "")
+    event = read_tavern(body, LIMITS)
+    assert (event.raw_prompt, event.stream, event.chunks, event.key) == ("Once", True, None, "")
     parameters = event.parameters
     assert (parameters.max_tokens, parameters.stop, parameters.seed) == (80, ["\nAnne:"], None)
     assert (event.extra["banned_tokens"], event.extra["rep_pen"]) == ('["suddenly"]', "1.1")
     with pytest.raises(InvalidParameter):
-        read_tavern(json.dumps(TAVERN_TEXT | {"max_tokens": 101}).encode(), LIMITS, Chunks("cmpl-1", 5))
+        read_tavern(json.dumps(TAVERN_TEXT | {"max_tokens": 101}).encode(), LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -119,12 +119,23 @@ class TestGenerations:
         """It has the answer that it knows, and can be aborted as it does it."""
         body = {"prompt": "Once", "api_type": "koboldcpp", "skew": 0, "rep_pen": 1.1, "stream": stream}
         under_way = Stream(surface, http2=False, path="/v1/completions", body=json.dumps(body).encode())
-        under_way.sink.write("upon") if not stream else under_way.sink.relay(b"data: {}\n\n")
+        under_way.sink.write("upon")
+        assert check(surface) == "upon"
         assert abort(surface) == ("true", "true")
         assert under_way.cancelled == [True]
         if stream:
-            assert under_way.body == "data: {}\n\ndata: [DONE]\n\n"
+            *chunks, done = under_way.body.split("\n\n")[:-1]
+            assert done == "data: [DONE]"
+            pieces = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+            assert [piece["choices"] for piece in pieces] == [
+                [{"index": 0, "text": "upon", "logprobs": None, "finish_reason": None}],
+                [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}],
+            ]
+            for piece in pieces:
+                assert piece["id"].startswith("cmpl-")
+                assert (piece["object"], piece["model"]) == ("text_completion", "m")
         else:
+            assert json.loads(under_way.body)["id"].startswith("cmpl-")
             [choice] = json.loads(under_way.body)["choices"]
             assert (choice["text"], choice["finish_reason"]) == ("upon", "length")
 
