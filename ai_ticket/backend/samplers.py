@@ -61,6 +61,8 @@ SAMPLERS = {
     "trim_stop": Sampler(None, (True,)),
     "replace_instruct_placeholders": Sampler(None, (False,)),
     "singleline": Sampler(None, (False,)),
+    "reasoning_effort": Sampler(None, ("", "auto", "high", "xhigh", "max")),
+    "thinking_budget_tokens": Sampler(None, (-1,)),
 }
 
 

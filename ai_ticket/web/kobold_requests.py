@@ -16,6 +16,16 @@ T = TypeVar("T")
 
 _TOKEN = re.compile(r"\d{1,10}")
 _PLACEHOLDER = "{{["
+_ALIASES = {
+    "ban_eos_token": ("use_default_badwordsids",),
+    "rep_pen": ("repetition_penalty", "repeat_penalty"),
+    "banned_tokens": ("banned_strings",),
+}
+"""Samplers, and what KoboldCPP takes in their place."""
+
+_BANNED = -100.0
+"""The bias of a token that is never to be chosen."""
+
 _TAVERN = re.compile(rb'"api_type"\s*:\s*"koboldcpp"')
 
 
@@ -41,7 +51,6 @@ def read_tavern(body: bytes, limits: EventLimits) -> Event:
     asked.max_length = asked.max_length if asked.max_tokens is None else asked.max_tokens
     asked.sampler_seed = asked.sampler_seed if asked.seed is None else asked.seed
     asked.stop_sequence = asked.stop_sequence if asked.stop is None else asked.stop
-    asked.banned_tokens = asked.banned_tokens or asked.banned_strings
     return _event(asked, limits, stream=bool(asked.stream))
 
 
@@ -98,12 +107,17 @@ def _stop(stop: str | list[str] | None) -> list[str] | None:
 
 
 def _extra(asked: GenerateFields, prompt: str, stops: list[str] | None) -> dict[str, str]:
-    for token in asked.logit_bias or ():
-        if not _TOKEN.fullmatch(token):
-            raise InvalidParameter("logit_bias must name tokens by their numbers")
     found = {name: value for name in Samplers.__struct_fields__ if (value := getattr(asked, name)) is not None}
-    if asked.use_default_badwordsids is not None:
-        found.setdefault("ban_eos_token", asked.use_default_badwordsids)
+    for name, others in _ALIASES.items():
+        for other in others:
+            if found.get(name) in (None, []) and (value := getattr(asked, other)) is not None:
+                found[name] = value
+    bans = [token for one in (asked.custom_token_bans or "").split(",") if (token := one.strip())]
+    if bans:
+        found["logit_bias"] = {**(asked.logit_bias or {}), **dict.fromkeys(bans, _BANNED)}
+    for name, tokens in (("logit_bias", asked.logit_bias or {}), ("custom_token_bans", bans)):
+        if not all(_TOKEN.fullmatch(token) for token in tokens):
+            raise InvalidParameter(f"{name} must name tokens by their numbers")
     if asked.logprobs:
         found["logprobs"] = True
     if not any(_PLACEHOLDER in text for text in (prompt, *(stops or ()))):

@@ -98,6 +98,28 @@ def test_placeholders() -> None:
 def test_one_of_several_names() -> None:
     assert read(use_default_badwordsids=True).extra == {"ban_eos_token": "true"}
     assert read(use_default_badwordsids=True, ban_eos_token=False).extra == {"ban_eos_token": "false"}
+    for name in ("repetition_penalty", "repeat_penalty"):
+        assert read(**{name: 1.1}).extra == {"rep_pen": "1.1"}
+    assert read(repetition_penalty=1.2, rep_pen=1.1, repeat_penalty=1.3).extra == {"rep_pen": "1.1"}
+    assert read(banned_strings=["suddenly"]).extra == {"banned_tokens": '["suddenly"]'}
+    assert read(banned_strings=["suddenly"], banned_tokens=[]).extra == {"banned_tokens": '["suddenly"]'}
+    assert read(banned_strings=["suddenly"], banned_tokens=["a"]).extra == {"banned_tokens": '["a"]'}
+
+
+def test_banned_tokens_by_their_numbers() -> None:
+    """As SillyTavern has them."""
+    assert read(custom_token_bans="").extra == {}
+    assert read(custom_token_bans="15, 16,").extra == {"logit_bias": '{"15":-100.0,"16":-100.0}'}
+    biased = read(custom_token_bans="15", logit_bias={"15": 5, "17": 3})
+    assert biased.extra == {"logit_bias": '{"15":-100.0,"17":3.0}'}
+    tavern = read_tavern(json.dumps(TAVERN_TEXT | {"custom_token_bans": "15"}).encode(), LIMITS)
+    assert tavern.extra["logit_bias"] == '{"15":-100.0}'
+
+
+def test_how_much_to_think() -> None:
+    """KoboldCPP takes that for a text as well."""
+    thought = read(reasoning_effort="low", thinking_budget_tokens=100)
+    assert thought.extra == {"reasoning_effort": '"low"', "thinking_budget_tokens": "100"}
 
 
 def test_stops() -> None:
@@ -132,6 +154,9 @@ def test_stops() -> None:
         ({"banned_tokens": "x"}, "banned_tokens: Expected"),
         ({"logit_bias": {"hello": 1}}, "logit_bias must name tokens by their numbers"),
         ({"logit_bias": {"1": "x"}}, "logit_bias"),
+        ({"custom_token_bans": "15,x"}, "custom_token_bans must name tokens by their numbers"),
+        ({"custom_token_bans": [15]}, "custom_token_bans: Expected"),
+        ({"thinking_budget_tokens": -2}, "thinking_budget_tokens: Expected"),
         ({"genkey": 5}, "genkey: Expected"),
         ({"genkey": "x" * 129}, "genkey: Expected"),
         ({"grammar": 5}, "grammar: Expected"),
