@@ -56,7 +56,7 @@ def refused(event: Event, state: BackendState, *, chat: bool, openai: bool) -> s
             return name  # it has them, but not in a stream
     if _one_penalty(state.kind, openai=openai) and all(_number(extra, name) for name in _PENALTIES):
         return "frequency_penalty"
-    return samplers.missing(extra, state.kind)
+    return samplers.missing(extra, state.kind, event.raw_prompt or "")
 
 
 def _names(kind: str | None, *, openai: bool) -> dict[str, str]:
