@@ -231,6 +231,12 @@ def test_logprobs() -> None:
     assert json.loads(completion.logprobs or "") == [{"token": "a"}, {"token": "b"}]
 
 
+def test_logprobs_of_a_text_are_refused() -> None:
+    """No surface has a place for them in its answers."""
+    world = probed({**LLAMA, TEXT: stream({"choices": [{"text": "x", "finish_reason": "stop"}]}, "[DONE]")})
+    assert world.fault_of(world.begin(raw(logprobs="true"))) == ("unsupported_parameter", "logprobs")
+
+
 @pytest.mark.parametrize("name", ["koboldcpp/chat-stream-usage.txt", "llamacpp/chat-stream-usage.txt"])
 def test_chunks_go_on_as_they_were_framed(name: str) -> None:
     """But for their id and model, not a byte is another; neither the counts nor [DONE] are among them."""
