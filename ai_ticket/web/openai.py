@@ -133,9 +133,9 @@ class OpenAIRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route(CHAT, {"POST": self.post_chat}, traced=True),
-            Route(TEXT, {"POST": self.post_text}, traced=True),
-            Route(MODELS, {"GET": self.get_models}),
+            Route(CHAT, {"POST": self.post_chat}, traced=True, aliases=(f"{CHAT}/",)),
+            Route(TEXT, {"POST": self.post_text}, traced=True, aliases=(f"{TEXT}/",)),
+            Route(MODELS, {"GET": self.get_models}, aliases=(f"{MODELS}/",)),
             Route(f"{MODELS}/{{id}}", {"GET": self.get_model}),
         ]
 
