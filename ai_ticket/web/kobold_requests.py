@@ -90,7 +90,7 @@ def read(body: bytes, type: type[T]) -> T:
         strictjson.check(body)
         return strictjson.decode(body, type)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
+        what, _, path = strictjson.complaint(error).partition(" - at `$")
         raise InvalidParameter(f"{path[1:-1]}: {what}" if path.startswith(".") else what)
     except JSONError as error:
         raise InvalidRequest(str(error), message="The request is not valid JSON.")
