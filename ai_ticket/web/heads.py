@@ -9,7 +9,13 @@ from msgspec import Struct
 MAX_HEAD_BYTES = 16_384
 MAX_HEAD_FIELDS = 100
 
-_REQUEST_LINE = re.compile(rb"(?:\r\n)?[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
+REQUEST_LINE = re.compile(rb"(?:\r\n)?[^ \r\n]+ [^ \r\n]+ HTTP/[0-9]\.[0-9]\r\n")
+"""What an HTTP/1 head starts with: its request line, which one empty line may precede.
+
+llhttp lets through several spaces in it, any number of bare line ends before it, and RTSP and ICE in HTTP's place. What
+is between the spaces it looks at by itself.
+"""
+
 _HOST = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|[A-Za-z0-9._~!$&'()*+;=-]*(?:%[0-9A-Fa-f]{2}[A-Za-z0-9._~!$&'()*+;=-]*)*)(?::[0-9]*)?"
 )
@@ -31,15 +37,6 @@ _METHODS = frozenset(
 """Those that llhttp knows. On HTTP/1.1 it refuses others, so they are refused on HTTP/2, too."""
 
 _OF_CONNECTIONS = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
-
-
-def is_request_line(start: bytes) -> bool:
-    """Whether an HTTP/1 head that starts so starts with a request line, which one empty line may precede.
-
-    llhttp lets through several spaces in it, any number of bare line ends before it, and RTSP and ICE in HTTP's place.
-    What is between the spaces it looks at by itself.
-    """
-    return _REQUEST_LINE.match(start) is not None
 
 
 def is_sound(method: str, target: bytes, version: str, headers: dict[bytes, bytes]) -> bool:

@@ -298,7 +298,10 @@ class Http1:
         """Whether some of the body of the request under way has not come yet."""
         if self._request is None or self._request.body.ended or self._request.broken:
             return False
-        return all(isinstance(piece, bytearray) for piece in self._pieces)
+        for piece in self._pieces:
+            if not isinstance(piece, bytearray):
+                return not isinstance(piece, End)
+        return True
 
     def _close_after_answer(self, seconds: float = CLOSE_SECONDS) -> None:
         pending = self._body_pending()

@@ -11,7 +11,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from msgspec import Struct
 from twisted.logger import Logger
 
-from ai_ticket.web.heads import MAX_HEAD_BYTES, MAX_HEAD_FIELDS, is_request_line, is_sound
+from ai_ticket.web.heads import MAX_HEAD_BYTES, MAX_HEAD_FIELDS, REQUEST_LINE, is_sound
 
 SLICE_BYTES = 4096
 
@@ -87,46 +87,48 @@ class Parser:
         while data:
             # llhttp does not tell where in its bytes a message ends, but it ends with what it is fed then. So each
             # head begins with the first byte of a piece, and its request line can be looked at.
-            end = self._message_end(data)
-            self._read(data if end >= len(data) else data[:end])
+            end = self._body_left or self._message_end(data)
+            self._read(data[:end])
             data = b"" if self._broken else data[end:]
         return self._work
 
     def _message_end(self, data: bytes) -> int:
-        """The first place in these bytes where the head or body that is being read may end."""
-        if self._body_left:
-            return self._body_left
-        # Both heads and chunked bodies end with an empty line, which may have begun in what came before.
+        """The first place in these bytes where a head or a chunked body may end, which it does with an empty line."""
         before = self._last_bytes
-        found = (before + data).find(b"\r\n\r\n") if before else data.find(b"\r\n\r\n")
-        return len(data) if found < 0 else found + 4 - len(before)
+        if before:
+            data = before + data
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            self._last_bytes, end = data[-3:], len(data)
+        elif before:
+            self._last_bytes = b""
+        return end - len(before)
 
     def _read(self, data: bytes) -> None:
-        in_body, body_bytes = not self._in_head, self._body_bytes
-        self._last_bytes = data[-3:] if len(data) > 2 else (self._last_bytes + data)[-3:]
-        if not in_body:
+        if self._in_head:
             self.head_fed += len(data)
             if self._line is not None and not self._read_line(data):
                 self._break(400)
                 return
-        self._parse(data)
-        if self._in_head:
-            if self.head_fed > MAX_HEAD_BYTES:
-                self._break(431)
-        elif in_body:
+            self._parse(data)
+        else:
+            body_bytes = self._body_bytes
+            self._parse(data)
             framing = len(data) - (1 + FRAMING_RATIO) * (self._body_bytes - body_bytes)
             self._framing = max(0, self._framing + framing)
-            if self._framing > MAX_HEAD_BYTES:
+            if not self._in_head and self._framing > MAX_HEAD_BYTES:
                 self._break(400)
+        if self._in_head and self.head_fed > MAX_HEAD_BYTES:
+            self._break(431)
 
     def _read_line(self, data: bytes) -> bool:
         """Look at the request line once all of it is there. Whether there is nothing wrong with it so far."""
         line = self._line + data if self._line else data
-        if b"\n" not in data or line.find(b"\n", 2) < 0:
-            self._line = line
-            return True
-        self._line = None
-        return is_request_line(line)
+        if b"\n" in data and line.find(b"\n", 2) > 0:
+            self._line = None
+            return REQUEST_LINE.match(line) is not None
+        self._line = line
+        return True
 
     def _parse(self, data: bytes) -> None:
         try:
@@ -145,7 +147,8 @@ class Parser:
     def _decline_upgrade(self) -> None:
         """Go on as if none had been offered, which declines it (RFC 9110, 7.8).
 
-        llhttp stops after such a head, so a new parser gets the head again without the offer. CONNECT has no body that could be read: its answer is the last.
+        llhttp stops after such a head, so a new parser gets the head again without the offer. CONNECT has no body that
+        could be read: its answer is the last.
         """
         version = self._llhttp.get_http_version().encode()
         head = [b"%s %s HTTP/%s" % (self._llhttp.get_method(), self._target, version)]
@@ -211,7 +214,9 @@ class Parser:
         if self._line is not None or not is_sound(method, self._target, version, self._headers):
             self._break(400)
             return
-        self._body_left = int(self._headers.get(b"content-length", b"0"))
+        length = self._headers.get(b"content-length")
+        if length is not None:
+            self._body_left = int(length)
         # HTTP/1.0 callers get one answer a connection: they would need to be told of each one kept open.
         last = not self._llhttp.should_keep_alive() or version != "1.1" or method == "CONNECT"
         self.pieces.append(Head(method, self._target, version, self._headers, last, self._now()))
@@ -235,6 +240,6 @@ class Parser:
         if self._head_bytes > MAX_HEAD_BYTES:
             self._break(431)
             return
-        self._line = self._last_bytes = b""
+        self._line = b""
         self._headers = {}
         self.pieces.append(_END)

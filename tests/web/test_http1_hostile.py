@@ -275,7 +275,13 @@ def test_each_of_many_request_lines_is_looked_at(surface: Surface) -> None:
     """Wherever in a packet its request begins: behind a head, a body, or a chunked one."""
     other = get(line=b"GET /health/live RTSP/1.1\r\n")
     trailers = END.replace(b"0\r\n", b"0\r\nX: y\r\n")
-    for before in (get(), HEAD + LENGTH + b"\r\n" + BODY, CHUNKED + CHUNK + END, CHUNKED + CHUNK + trailers, get(UPGRADE)):
+    for before in (
+        get(),
+        HEAD + LENGTH + b"\r\n" + BODY,
+        CHUNKED + CHUNK + END,
+        CHUNKED + CHUNK + trailers,
+        get(UPGRADE),
+    ):
         for step in (None, 1, 7):
             assert statuses(surface, before * 2 + get(), step)[0] == [200] * 3, (before, step)
             assert statuses(surface, before * 2 + other, step)[0] == [200, 200, 400], (before, step)
