@@ -194,7 +194,8 @@ def _kind(raw: Raw) -> str:
 
 def where(error: msgspec.ValidationError, path: str) -> str:
     """msgspec's message, with the path that it ends with put in front and made whole."""
-    what, found, at = str(error).rpartition(" - at `$")
+    text = strictjson.complaint(error)
+    what, found, at = text.rpartition(" - at `$")
     if not found:
-        return f"{path}: {error}"
+        return f"{path}: {text}"
     return f"{path}{at.rstrip('`')}: {what}"

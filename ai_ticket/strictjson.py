@@ -75,6 +75,15 @@ def decode(text: bytes | msgspec.Raw, type: type[T] | Any) -> T:
         raise JSONError("nested too deep")
 
 
+def complaint(error: msgspec.ValidationError) -> str:
+    """What msgspec says, without the value that it quotes where only some are allowed."""
+    text = str(error)
+    if not text.startswith("Invalid enum value"):
+        return text
+    _, at, path = text.rpartition(" - at `$")
+    return f"Not one of the allowed values{at}{path if at else ''}"
+
+
 def too_deep(body: bytes) -> bool:
     """Whether brackets nest too deep, in time proportional to the size whatever the content.
 

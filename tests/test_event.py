@@ -93,6 +93,12 @@ def test_content(content: Any, expected: list[tuple[str, str]] | None) -> None:
         assert texts({"content": content}) == expected
 
 
+@pytest.mark.parametrize("role", ["<boss>", "a'b", "x - at `$.y`"])
+def test_details_do_not_quote_what_was_sent(role: str) -> None:
+    found = fault({"content": {"messages": [{"role": role, "content": "x"}]}})
+    assert found == ("prompt_extraction_failed", "content.messages[0].role: Not one of the allowed values")
+
+
 def test_details_name_the_path() -> None:
     assert (
         "content.messages[1].role"

@@ -150,6 +150,7 @@ class Http1:
         elif self._request.body.ended:
             return False
         else:
+            self._pieces.popleft()
             self._give_up_body(self._request)
         return True
 
@@ -177,15 +178,18 @@ class Http1:
                 self._finish()
 
     def _give_up_body(self, request: Request) -> None:
-        """The body of the request under way can't be read on: nobody must wait for the rest of it."""
+        """The body of the request under way can't be read on: it is refused, or its answer cut. It is the last."""
+        request.last = True
+        if not request.responded:
+            request.body_broken()
+            return
         self._request = self._answer = None
         request.connection_lost()
-        if request.responded:
-            self._close()
+        self._close()
 
     def _refuse(self, broken: Broken) -> None:
         """Answer what could not be read as a request, and close."""
-        headers, body = self._connection.listener.refuse(broken.status, broken.headers, self._connection.secure)
+        headers, body = self._connection.listener.refuse(broken.status, {}, self._connection.secure)
         self.send(broken.status, headers, body, len(body))
 
     def _finish(self) -> None:
@@ -292,7 +296,7 @@ class Http1:
 
     def _body_pending(self) -> bool:
         """Whether some of the body of the request under way has not come yet."""
-        if self._request is None or self._request.body.ended:
+        if self._request is None or self._request.body.ended or self._request.broken:
             return False
         for piece in self._pieces:
             if not isinstance(piece, bytearray):

@@ -11,7 +11,7 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from msgspec import Struct
 from twisted.logger import Logger
 
-from ai_ticket.web.heads import MAX_HEAD_BYTES, MAX_HEAD_FIELDS, is_sound
+from ai_ticket.web.heads import MAX_HEAD_BYTES, MAX_HEAD_FIELDS, REQUEST_LINE, is_sound
 
 SLICE_BYTES = 4096
 
@@ -34,10 +34,9 @@ class Head(Struct, gc=False):
 
 
 class Broken(Struct, frozen=True):
-    """What follows can't be read; `status` is the answer to it, `headers` those that could be read before."""
+    """What follows can't be read; `status` is the answer to it."""
 
     status: int
-    headers: dict[bytes, bytes]
 
 
 class End(Struct, gc=False):
@@ -62,6 +61,8 @@ class Parser:
         self._llhttp = HttpRequestParser(self)
         self.unread = b""
         self.pieces: deque[Piece] = deque()
+        self._line: bytes | None = b""
+        self._last_bytes = b""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._fields = 0
@@ -69,6 +70,7 @@ class Parser:
         self.head_fed = 0
         self._in_head = True
         self._body_bytes = 0
+        self._body_left = 0
         self._framing = 0
         self._work = 0
         self._broken = False
@@ -82,26 +84,58 @@ class Parser:
         """Read a little of it. Returns about how many microseconds that took."""
         data, self.unread = self.unread[:SLICE_BYTES], self.unread[SLICE_BYTES:]
         self._work = 5
-        in_body, body_bytes = not self._in_head, self._body_bytes
+        while data:
+            # llhttp does not tell where in its bytes a message ends, but it ends with what it is fed then. So each
+            # head begins with the first byte of a piece, and its request line can be looked at.
+            end = self._body_left or self._message_end(data)
+            self._read(data[:end])
+            data = b"" if self._broken else data[end:]
+        return self._work
+
+    def _message_end(self, data: bytes) -> int:
+        """The first place in these bytes where a head or a chunked body may end, which it does with an empty line."""
+        before = self._last_bytes
+        if before:
+            data = before + data
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            self._last_bytes, end = data[-3:], len(data)
+        elif before:
+            self._last_bytes = b""
+        return end - len(before)
+
+    def _read(self, data: bytes) -> None:
         if self._in_head:
             self.head_fed += len(data)
-        self._parse(data)
-        if self._in_head:
-            if self.head_fed > MAX_HEAD_BYTES:
-                self._break(431)
-        elif in_body:
+            if self._line is not None and not self._read_line(data):
+                self._break(400)
+                return
+            self._parse(data)
+        else:
+            body_bytes = self._body_bytes
+            self._parse(data)
             framing = len(data) - (1 + FRAMING_RATIO) * (self._body_bytes - body_bytes)
             self._framing = max(0, self._framing + framing)
-            if self._framing > MAX_HEAD_BYTES:
+            if not self._in_head and self._framing > MAX_HEAD_BYTES:
                 self._break(400)
-        return self._work
+        if self._in_head and self.head_fed > MAX_HEAD_BYTES:
+            self._break(431)
+
+    def _read_line(self, data: bytes) -> bool:
+        """Look at the request line once all of it is there. Whether there is nothing wrong with it so far."""
+        line = self._line + data if self._line else data
+        if b"\n" in data and line.find(b"\n", 2) > 0:
+            self._line = None
+            return REQUEST_LINE.match(line) is not None
+        self._line = line
+        return True
 
     def _parse(self, data: bytes) -> None:
         try:
             self._llhttp.feed_data(data)
-        except HttpParserUpgrade as upgrade:
+        except HttpParserUpgrade:
             if self._llhttp.get_method() != b"CONNECT":
-                self._decline_upgrade(data[upgrade.args[0] :])
+                self._decline_upgrade()
             else:
                 self._end()
         except HttpParserCallbackError:
@@ -110,11 +144,11 @@ class Parser:
         except HttpParserError:
             self._break(400)
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _decline_upgrade(self) -> None:
         """Go on as if none had been offered, which declines it (RFC 9110, 7.8).
 
-        llhttp stops after such a head and leaves the body unread, so a new parser gets the head again without the
-        offer, and then the rest. CONNECT has no body that could be read: its answer is the last.
+        llhttp stops after such a head, so a new parser gets the head again without the offer. CONNECT has no body that
+        could be read: its answer is the last.
         """
         version = self._llhttp.get_http_version().encode()
         head = [b"%s %s HTTP/%s" % (self._llhttp.get_method(), self._target, version)]
@@ -124,13 +158,12 @@ class Parser:
         self._llhttp = HttpRequestParser(self)
         self._work += 20
         if not self._broken:
-            self.unread = rest + self.unread
             self._parse(b"\r\n".join([*head, b"\r\n"]))
 
     def _break(self, status: int) -> None:
         if not self._broken:
             self._end()
-            self.pieces.append(Broken(status, self._headers))
+            self.pieces.append(Broken(status))
 
     def _end(self) -> None:
         """Read nothing any more."""
@@ -146,7 +179,6 @@ class Parser:
         self._fields = 0
         self._head_bytes = 14  # in the request line beside method and target, and in the empty line
         self._in_head = True
-        self.head_fed = self.head_fed or 1
 
     def on_url(self, part: bytes) -> None:
         """A part of the request target."""
@@ -179,9 +211,12 @@ class Parser:
         if self._llhttp.should_upgrade() and method != "CONNECT":
             return
         version = self._llhttp.get_http_version()
-        if not is_sound(method, self._target, version, self._headers):
+        if self._line is not None or not is_sound(method, self._target, version, self._headers):
             self._break(400)
             return
+        length = self._headers.get(b"content-length")
+        if length is not None:
+            self._body_left = int(length)
         # HTTP/1.0 callers get one answer a connection: they would need to be told of each one kept open.
         last = not self._llhttp.should_keep_alive() or version != "1.1" or method == "CONNECT"
         self.pieces.append(Head(method, self._target, version, self._headers, last, self._now()))
@@ -190,6 +225,7 @@ class Parser:
         """A piece of the body."""
         self._work += 2
         self._body_bytes += len(data)
+        self._body_left = max(0, self._body_left - len(data))
         before = self.pieces[-1] if self.pieces else None
         if isinstance(before, bytearray):
             before += data
@@ -204,5 +240,6 @@ class Parser:
         if self._head_bytes > MAX_HEAD_BYTES:
             self._break(431)
             return
+        self._line = b""
         self._headers = {}
         self.pieces.append(_END)

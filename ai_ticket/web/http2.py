@@ -206,8 +206,8 @@ class Http2:
             return
         self._streams[event.stream_id] = stream
         self.deadline = None
-        if head.too_large:
-            stream.refuse(431)
+        if head.refusal is not None:
+            stream.refuse(head.refusal)
         else:
             self.connection.listener.received(stream.request)
 

@@ -99,7 +99,7 @@ def read(body: bytes, type: type[T]) -> T:
         strictjson.check(body)
         return strictjson.decode(body, type)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
+        what, _, path = strictjson.complaint(error).partition(" - at `$")
         missing = what.partition("missing required field `")[2][:-1]
         name = missing or path[:-1].removeprefix(".")
         message = f"{name}: {what}" if path.startswith(".") else what

@@ -249,7 +249,7 @@ def _decode(body: bytes, type: type[T]) -> T:
         strictjson.check(body)
         return strictjson.decode(body, type)
     except msgspec.ValidationError as error:
-        raise _fault(str(error), "")
+        raise _fault(strictjson.complaint(error), "")
     except JSONError as error:
         raise InvalidRequest(str(error), message="The request is not valid JSON.")
 
@@ -258,7 +258,7 @@ def _decode_part(raw: Raw | UnsetType, type: Any, path: str) -> Any:
     try:
         return strictjson.decode(raw, type)  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
-        raise _fault(str(error), path)
+        raise _fault(strictjson.complaint(error), path)
 
 
 def _small(raw: Raw | UnsetType, type: Any, path: str) -> Any:

@@ -58,7 +58,8 @@ class Request:
     `span` is its operation in a trace. `facts` are what its handler found out that the log is to tell; `elsewhere` is
     how many seconds it has waited for its body, its turn and the backend, if it came so far.
 
-    `lost`: the caller is gone, or was cut off. `last`: its connection (HTTP/1 only) takes no further request.
+    `lost`: the caller is gone, or was cut off. `broken`: the rest of the body can't be read, though the caller may wait
+    for an answer. `last`: its connection (HTTP/1 only) takes no further request.
     `responded`: the answer was begun. `streaming`: it was begun, and is neither complete nor cut.
     """
 
@@ -67,6 +68,7 @@ class Request:
         "_on_lost",
         "arrived",
         "body",
+        "broken",
         "common_headers",
         "elsewhere",
         "facts",
@@ -114,6 +116,7 @@ class Request:
         self.body = Body(exchange, headers)
         self.last = False
         self.lost = False
+        self.broken = False
         self._on_lost: Callable[[], object] | None = None
 
     @property
@@ -201,6 +204,12 @@ class Request:
         """All of the body has come."""
         self.body.end()
 
+    def body_broken(self) -> None:
+        """The rest of the body can't be read, and no answer was begun: who is to give one is told to give up."""
+        self.broken = True
+        if self._on_lost is not None:
+            self._on_lost()
+
     def connection_lost(self) -> None:
         """The caller is gone, or was cut off."""
         self.lost = True
@@ -214,8 +223,9 @@ class Request:
 
 def _path(target: bytes) -> str:
     """The path of a request target in origin or absolute form (RFC 9112, 3.2)."""
-    if not target.startswith(b"/"):
-        _, separator, rest = target.partition(b"://")
-        slash = rest.find(b"/")
-        target = rest[slash:] if separator and slash >= 0 else target
-    return target.partition(b"?")[0].decode("latin-1")
+    path = target.partition(b"?")[0]
+    if not path.startswith(b"/"):
+        _, separator, rest = path.partition(b"://")
+        if separator:
+            path = b"/" + rest.partition(b"/")[2]
+    return path.decode("latin-1")

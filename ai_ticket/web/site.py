@@ -136,9 +136,7 @@ class Site:
     def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
         """Headers and body of the answer to what could not be read as a request; `given` are those that could."""
         request_id = self._request_id(given)
-        error = InvalidRequest(
-            "the head is too large" if status == 431 else None, message="This is not a well-formed HTTP request."
-        )
+        error = _malformed("the head is too large" if status == 431 else None)
         self._recorder.request_started()
         self._recorder.request_finished(UNMATCHED, "other", status, 0.0)
         self._log.info("malformed request", status=status, request_id=request_id)
@@ -147,9 +145,10 @@ class Site:
 
     def _request_id(self, headers: dict[bytes, bytes]) -> str:
         """The caller's own, if it may be one: a token sent as that too, by mistake, would be in every log."""
-        given = headers.get(b"x-request-id", b"")
-        tokens = (headers.get(b"x-api-key"), *headers.get(b"authorization", b"").split())
-        return given.decode() if _REQUEST_ID.fullmatch(given) and given not in tokens else self._new_request_id()
+        given = headers.get(b"x-request-id")
+        if given is None or _REQUEST_ID.fullmatch(given) is None or given in _words_of_credentials(headers):
+            return self._new_request_id()
+        return given.decode()
 
     def _common_headers(self, request_id: str, secure: bool) -> HeaderList:
         return [(b"x-request-id", request_id.encode()), *(self._secure_headers if secure else self._headers)]
@@ -170,8 +169,8 @@ class Site:
                 response = await route.handler(request.method)(request)
         except DomainError as error:
             failed = error
-        except CancelledError:  # by `cut`, or because the caller is gone
-            failed = ShuttingDown()
+        except CancelledError:  # by `cut`, or because the caller is gone or its body can't be read
+            failed = _malformed("the body can't be read to its end") if request.broken else ShuttingDown()
         except Exception:
             self._log.failure("a request failed", request_id=request.id, trace_id=request.span.trace_id)
             failed = InternalError()
@@ -265,6 +264,15 @@ class Site:
         if request in self._in_flight:
             self._finished(request, None, 500)
         self._log.failure("answering a request failed", failure, request_id=request.id)
+
+
+def _words_of_credentials(headers: dict[bytes, bytes]) -> list[bytes]:
+    """What may be a token. Headers that were sent twice come as one, joined by commas."""
+    return re.split(rb"[\s,]+", headers.get(b"authorization", b"") + b"," + headers.get(b"x-api-key", b""))
+
+
+def _malformed(details: str | None) -> InvalidRequest:
+    return InvalidRequest(details, message="This is not a well-formed HTTP request.")
 
 
 def _method(request: Request) -> str:

@@ -52,6 +52,8 @@ MALFORMED = {
         get(b"Host: y\r\n"),
         LINE + b"Host: a b\r\n\r\n",
         LINE + b"Host: a/b\r\n\r\n",
+        LINE + b"Host: [::::]\r\n\r\n",
+        LINE + b"Host: x%zz\r\n\r\n",
         b"GET /health/live HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
     ],
     "the request line": [
@@ -69,6 +71,13 @@ MALFORMED = {
         get(line=b"GET / HTTP/2.0\r\n"),
         get(line=b"GET / http/1.1\r\n"),
         get(line=b" GET / HTTP/1.1\r\n"),
+        get(line=b"GET  /health/live HTTP/1.1\r\n"),
+        get(line=b"GET /health/live   HTTP/1.1\r\n"),
+        get(line=b"GET /health/live RTSP/1.1\r\n"),
+        get(line=b"DESCRIBE /x RTSP/1.0\r\n"),
+        get(line=b"SOURCE /x ICE/1.0\r\n"),
+        HEAD.replace(b" HTTP/", b" RTSP/") + LENGTH + b"\r\n" + BODY,
+        *(before + get() for before in (b"\n", b"\r", b"\n\n", b"\n" * 1000, b"\r\r\n", b"\r\n\n", b"\r\n\r\n")),
         b"GET /\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
@@ -230,20 +239,52 @@ def test_http10_callers_are_not_told_to_go_on(surface: Surface) -> None:
     "data",
     [
         get(b"X-Request-ID: mine\r\nHost: y\r\n"),
-        get(b"X-Request-ID: mine\r\nA: b\r\nX : y\r\n"),
+        get(b"X-Request-ID: mine\r\nA: b\r\nX : y\r\nX-API-Key: mine\r\n"),
         get(b"X-Request-ID: mine\r\nX: " + b"y" * 20_000 + b"\r\n"),
-        CHUNKED.replace(b"\r\n\r\n", b"\r\nX-Request-ID: mine\r\n\r\n") + b"zz\r\n",
     ],
 )
 def test_a_refusal_has_what_every_answer_has(surface: Surface, data: bytes) -> None:
+    """Its id is ours: the caller's could be a token, and what would tell may not have been read."""
     connection, transport = surface.connect(secure=True)
     connection.dataReceived(data)
     [(_, headers, body)] = parse_responses(transport.value())
-    assert headers["x-request-id"] == json.loads(body)["request_id"] == "mine"
+    assert headers["x-request-id"] == json.loads(body)["request_id"] == "id0"
     assert headers["cache-control"] == "no-store"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["strict-transport-security"] == "max-age=99"
     assert headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", CHUNK + b"zz\r\n", CHUNK + b"0\r\nX : y\r\n\r\n"])
+@pytest.mark.parametrize("step", [None, 1])
+def test_a_request_whose_body_breaks_is_refused_as_itself(surface: Surface, body: bytes, step: int | None) -> None:
+    """Not as another one, of which nothing is known."""
+    data = CHUNKED.replace(b"\r\n\r\n", b"\r\nX-Request-ID: mine\r\n\r\n") + body
+    connection, transport = surface.connect()
+    for start in range(0, len(data), step or len(data)):
+        connection.dataReceived(data[start : start + (step or len(data))])
+    [(status, headers, answer)] = parse_responses(transport.value())
+    assert (status, headers["connection"]) == (400, "close")
+    assert headers["x-request-id"] == json.loads(answer)["request_id"] == "mine"
+    assert [found[:3] for found in surface.recorder.finished] == [("/event", "POST", 400)]
+    assert surface.recorder.in_flight == 0
+    assert transport.disconnecting
+
+
+def test_each_of_many_request_lines_is_looked_at(surface: Surface) -> None:
+    """Wherever in a packet its request begins: behind a head, a body, or a chunked one."""
+    other = get(line=b"GET /health/live RTSP/1.1\r\n")
+    trailers = END.replace(b"0\r\n", b"0\r\nX: y\r\n")
+    for before in (
+        get(),
+        HEAD + LENGTH + b"\r\n" + BODY,
+        CHUNKED + CHUNK + END,
+        CHUNKED + CHUNK + trailers,
+        get(UPGRADE),
+    ):
+        for step in (None, 1, 7):
+            assert statuses(surface, before * 2 + get(), step)[0] == [200] * 3, (before, step)
+            assert statuses(surface, before * 2 + other, step)[0] == [200, 200, 400], (before, step)
 
 
 def test_the_id_of_an_earlier_request_is_not_that_of_rubbish(surface: Surface) -> None:

@@ -108,6 +108,28 @@ def test_request_ids(surface: Surface) -> None:
             assert headers["x-request-id"].startswith("id")
 
 
+def test_a_token_sent_twice_is_no_request_id(surface: Surface) -> None:
+    """Headers that were sent twice come as one."""
+    line = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-ID: secret\r\n"
+    for field in (b"X-API-Key: secret\r\n", b"Authorization: Bearer secret\r\n", b"X-API-Key: other,secret\r\n"):
+        [(_, headers, _)] = surface.http1(line + field * 2 + b"\r\n")
+        assert headers["x-request-id"].startswith("id"), field
+
+
+def test_a_target_with_a_host_and_no_path_is_that_of_the_root(surface: Surface) -> None:
+    """Whatever its query has (RFC 9112, 3.2.2)."""
+    for target, expected in (
+        (b"http://x?/health/live", 404),
+        (b"http://x?a=/health/live", 404),
+        (b"http://x", 404),
+        (b"http://x/health/live?/event", 200),
+        (b"/health/live?http://x/event", 200),
+        (b"/?http://x/health/live", 404),
+    ):
+        [(status, _, _)] = surface.http1(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status == expected, target
+
+
 def errors_of_the_table() -> list[errors.DomainError]:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")]
     return [kind("why", retry_after=2.1) for kind in kinds]
