@@ -16,6 +16,7 @@ from ai_ticket.web.heads import are_trailers, http2_head
 from ai_ticket.web.http2_frames import Allowance, ConnectionFault, Frame, Frames
 from ai_ticket.web.http2_state import MAX_CONCURRENT_STREAMS, ServerConnection
 from ai_ticket.web.http2_stream import Stream
+from ai_ticket.web.request import Request
 
 MAX_OWED = 65_536
 """Bytes of replies to the peer's frames that may wait for a peer who takes nothing, before no more frames are read."""
@@ -168,8 +169,9 @@ class Http2:
             self._leaving.cancel()
             self._leaving = None
         streams, self._streams = self._streams, {}
+        self.h2.dismantle()
         for stream in streams.values():
-            stream.request.connection_lost()
+            stream.end().connection_lost()
 
     def check_deadlines(self, now: float) -> None:
         """End streams whose body comes, or whose answer is read, too slowly; and a connection idle for too long."""
@@ -202,6 +204,7 @@ class Http2:
             return
         stream = Stream(self, event.stream_id, head)
         if event.stream_ended is not None and stream.request.content_length:
+            stream.end()
             self._reject(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         self._streams[event.stream_id] = stream
@@ -235,8 +238,7 @@ class Http2:
     def _reset_by_peer(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self.forget(stream)
-            stream.request.connection_lost()
+            self._lose(stream)
         self._count_reset()
 
     def _count_reset(self) -> None:
@@ -268,16 +270,23 @@ class Http2:
         except ProtocolError:
             self._log.debug("a stream to reset was closed already")
         self.write()
-        self.forget(stream)
-        stream.request.connection_lost()
+        self._lose(stream)
 
-    def forget(self, stream: Stream) -> None:
-        """A stream is over."""
-        self._streams.pop(stream.id, None)
+    def _lose(self, stream: Stream) -> None:
+        """A stream is over, and the caller of its request gone."""
+        request = self.forget(stream)
+        if request is not None:
+            request.connection_lost()
+
+    def forget(self, stream: Stream) -> Request | None:
+        """A stream is over. Its request, unless that was known already."""
+        if self._streams.pop(stream.id, None) is None:
+            return None
         if not self._streams:
             self.deadline = self._now() + self._timeouts.keepalive
             self._parting = self._parting or self.connection.connections.draining
             self._part()
+        return stream.end()
 
     # The connection.
 

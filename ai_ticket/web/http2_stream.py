@@ -51,8 +51,8 @@ class Streams(Protocol):
     def spoil(self, stream: "Stream") -> None:
         """Reset a stream whose request turns out malformed."""
 
-    def forget(self, stream: "Stream") -> None:
-        """A stream is over."""
+    def forget(self, stream: "Stream") -> Request | None:
+        """A stream is over. Its request, unless that was known already."""
 
 
 class Stream:
@@ -97,6 +97,19 @@ class Stream:
     def waits(self) -> bool:
         """Whether something of the answer waits to be sent."""
         return bool(self._pending) or self._answer is _GIVEN
+
+    def end(self) -> Request:
+        """It is over. Its request, which it knows no longer: each knowing the other, both would be garbage to be
+
+        searched for.
+        """
+        request = self.request
+        del self.request
+        self._answer = _SENT
+        self._pending = bytearray()
+        self._producer = None
+        self._withheld = 0
+        return request
 
     def late(self, now: float) -> bool:
         """Whether the caller takes too long, over its body or over the answer."""

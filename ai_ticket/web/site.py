@@ -169,7 +169,8 @@ class Site:
             if response is None:
                 response = await route.handler(request.method)(request)
         except DomainError as error:
-            failed = error
+            # Its traceback has this very frame, and with it the request: they would be garbage to be searched for.
+            failed = error.with_traceback(None)
         except CancelledError:  # by `cut`, or because the caller is gone
             failed = ShuttingDown()
         except Exception:
