@@ -8,6 +8,7 @@ from contextlib import suppress
 import h2.events
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -38,6 +39,12 @@ IDLE_A_REQUEST = 10
 
 FRAME_MICROSECONDS = 25
 
+FLUSH_MICROSECONDS = 60
+"""What it costs to look at a stream's window and to send what it has room for."""
+
+RESIZE_MICROSECONDS = 2
+"""What settings cost, beside, for each stream, whose window may be another by them."""
+
 
 class Http2:
     """The HTTP/2 codec of a connection."""
@@ -55,6 +62,7 @@ class Http2:
         self._closing = False
         self._parting = False
         self._leaving: IDelayedCall | None = None
+        self._opened = False
         self._resets = Allowance(self._now, RESET_BURST, RESETS_A_SECOND)
         self.idle_frames = Allowance(self._now, IDLE_BURST, IDLE_A_SECOND)
         self.deadline: float | None = self._now() + self._timeouts.header
@@ -78,7 +86,10 @@ class Http2:
                 self.advance()
 
     def advance(self) -> None:
-        """Act on the frames that have come, as far as this turn of the reactor allows."""
+        """Act on the frames that have come, as far as this turn of the reactor allows.
+
+        Only behind them, what windows have opened for all streams is used: every such frame may be followed by another.
+        """
         try:
             while not self._closing and self._owed <= MAX_OWED and self.connection.has_turn():
                 frame = self._frames.take()
@@ -89,6 +100,8 @@ class Http2:
             self._fail(fault.code)
         if self._closing:
             return
+        if self._opened:
+            self._flush_all()
         self.write()
         self._watch_head()
         self._part()
@@ -155,11 +168,19 @@ class Http2:
             case h2.events.WindowUpdated() if event.stream_id:
                 stream = self._streams.get(event.stream_id)
                 if stream is not None and stream.waits:
-                    stream.flush()
-            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
-                self._flush_all()
+                    self._flush(stream)
+            case h2.events.WindowUpdated():
+                self._opened = True
+            case h2.events.RemoteSettingsChanged():
+                self._settings_changed(event)
             case h2.events.ConnectionTerminated():
                 self._end_connection()
+
+    def _settings_changed(self, event: h2.events.RemoteSettingsChanged) -> None:
+        self.connection.spend(RESIZE_MICROSECONDS * len(self._streams))
+        windows = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
+        if windows is not None and windows.new_value > (windows.original_value or 0):
+            self._opened = True
 
     def lost(self) -> None:
         """The connection is gone, and with it the callers of all requests under way."""
@@ -246,13 +267,21 @@ class Http2:
             raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _flush_all(self) -> None:
-        """Send what may be sent, of another stream first each time."""
+        """Send what may be sent, of another stream first each time, as far as this turn of the reactor allows."""
+        self._opened = False
         for stream in list(self._streams.values()):
             if self.connection.full:
                 return
             if stream.waits:
+                if not self.connection.has_turn():
+                    self._opened = True
+                    return
                 self._streams[stream.id] = self._streams.pop(stream.id)
-                stream.flush()
+                self._flush(stream)
+
+    def _flush(self, stream: Stream) -> None:
+        self.connection.spend(FLUSH_MICROSECONDS)
+        stream.flush()
 
     def cut(self, stream: Stream) -> None:
         """Reset a stream, whatever it waits for."""
