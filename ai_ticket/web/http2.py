@@ -28,6 +28,9 @@ GOAWAY_SECONDS = 0.1
 Some clients (httpx) give up all of their streams when it comes, even those whose answers they have not looked at yet.
 """
 
+MAX_WAITING = 1_048_576
+"""Bytes of answers that may wait to be taken, before further requests are refused (the caller may send them again)."""
+
 RESET_BURST, RESETS_A_SECOND = 200.0, 33.0
 """Streams that may come to nothing, reset by the peer or malformed, before that is an attack (CVE-2023-44487)."""
 
@@ -75,6 +78,11 @@ class Http2:
     def idle(self) -> bool:
         """Whether no request is under way, and nothing is left to be sent."""
         return not (self._streams or self._frames.behind or self.connection.full)
+
+    @property
+    def under_way(self) -> int:
+        """How many streams there are."""
+        return len(self._streams)
 
     # What the connection tells the codec.
 
@@ -216,7 +224,8 @@ class Http2:
     def _begin(self, event: h2.events.RequestReceived) -> None:
         self.connection.request_begins()
         self.idle_frames.earn(IDLE_A_REQUEST)
-        if len(self._streams) >= MAX_CONCURRENT_STREAMS:
+        waiting = sum(stream.waiting for stream in self._streams.values())
+        if len(self._streams) >= MAX_CONCURRENT_STREAMS or waiting > MAX_WAITING:
             self._reject(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
         head = http2_head(self.h2.decoder.fields)
@@ -358,13 +367,13 @@ class Http2:
     # The transport's flow control.
 
     def slow_down(self) -> None:
-        """The transport holds enough; the streams look for themselves."""
+        """The transport holds enough; the streams look for themselves before they send."""
+        for stream in self._streams.values():
+            stream.hold()
 
     def speed_up(self) -> None:
         """The transport has room again; the deadlines have not run since it had none."""
         self._owed = 0
-        for stream in self._streams.values():
-            stream.be_patient()
         self._flush_all()
         self.advance()
         if self.connection.connections.leaving:
