@@ -26,7 +26,7 @@ from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.event import EventLimits
 from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.listening import Endpoint, Listeners
-from ai_ticket.memory import memory_limit
+from ai_ticket.memory import memory_limit, settle_memory
 from ai_ticket.overload import LoopWatch
 from ai_ticket.pipeline.generations import Generations
 from ai_ticket.reload import LiveSettings, Reloadable
@@ -270,6 +270,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        settle=settle_memory,
         leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     metrics.watch("server_connections", "Open connections of callers.", lambda: len(callers))
