@@ -1,5 +1,6 @@
 """Parts of the service put together from its settings, for `tap`, the composition root."""
 
+import gc
 import os
 import secrets
 from collections.abc import Callable
@@ -224,6 +225,7 @@ def make_memory_watch(
         limit=limit,
         used=used,
         release=release_memory,
+        collect=gc.collect,
         act=relieve,
     )
     metrics.watch(

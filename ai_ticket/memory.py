@@ -1,11 +1,20 @@
 """How much memory this process uses, and how much its control group may: what the kernel says, in files in memory."""
 
 import ctypes
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 MEGABYTE = 1_048_576
+
+YOUNG, RARELY = 5000, 5
+"""After so many new objects that may form cycles they are searched, and after so many times all since the time before.
+
+A request leaves nothing to be found; the first search takes less than a millisecond, the second less than ten.
+"""
+
+_ON_REQUEST = 1_000_000_000
 
 _UNLIMITED = 1 << 60
 """What version 1 says where there is no limit is a little less than 2^63."""
@@ -26,6 +35,16 @@ def used_memory() -> int | None:
 
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def settle_memory() -> None:
+    """What is there now is there for good: garbage is not searched for in it again, and in all the rest when told to.
+
+    Such a search stops everything, for longer the more callers there are: with 25,000 requests waiting, 140 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, RARELY, _ON_REQUEST)
 
 
 def release_memory() -> None:

@@ -18,6 +18,9 @@ MEASURE_SECONDS = 1.0
 RELEASE_MEASURES = 60
 """Memory that was freed is given back at each of so many measures; while it is short, at each."""
 
+COLLECT_MEASURES = 5
+"""Garbage is searched for before every so many of them: it holds everything up, some milliseconds for 1000 callers."""
+
 PROBE_SECONDS = 0.1
 LAG_SECONDS = 0.25
 """An event loop that is so late is late; less is noise."""
@@ -70,11 +73,14 @@ class MemoryWatch(Service):
         limit: int | None,
         used: Callable[[], int | None],
         release: Callable[[], None],
+        collect: Callable[[], object],
         act: Callable[[Strain], None],
     ):
         """@param used: bytes in use; None where that can't be known.
 
         @param release: gives back what was freed, so that it is no longer in use.
+        @param collect: frees what only a search can find to be garbage. Nothing else may: where nobody is let in,
+            nothing new is made, and the interpreter sees no reason to search.
         @param act: does what the strain asks for. It is called each second while there is any, and when it ends.
         """
         self.name = "memory watch"
@@ -82,6 +88,7 @@ class MemoryWatch(Service):
         self.strain = Strain.NONE
         self._used = used
         self._release = release
+        self._collect = collect
         self._measures = 0
         self._act = act
         self._loop = LoopingCall(self._look)
@@ -109,6 +116,8 @@ class MemoryWatch(Service):
         before = self.strain
         self._measures += 1
         if before or self._measures % RELEASE_MEASURES == 0:
+            if self._measures % COLLECT_MEASURES == 0:
+                self._collect()
             self._release()
         used = None if self.limit is None else self._used()
         if used is None or self.limit is None:

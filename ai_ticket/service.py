@@ -52,9 +52,12 @@ class AITicket(MultiService):
         reloadable: Reloadable,
         reload_interval: float,
         in_thread: InThread,
+        settle: Callable[[], None],
         leave: Callable[[float], None],
     ):
-        """@param leave: has the process end within so many seconds, whatever its threads do, and hear no signal."""
+        """@param settle: is called once all that stays is there.
+
+        @param leave: has the process end within so many seconds, whatever its threads do, and hear no signal."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
         self._logs = logs
@@ -65,6 +68,7 @@ class AITicket(MultiService):
         self._systemd = systemd
         self._reloadable = reloadable
         self._in_thread = in_thread
+        self._settle = settle
         self._leave = leave
         self._reload_interval = reload_interval
         self._token_watch = LoopingCall(self._reload_tokens, reloadable.token_file)
@@ -104,6 +108,7 @@ class AITicket(MultiService):
     def _started(self) -> None:
         """The reactor has started, and has just set signal handlers of its own in the place of ours."""
         self._install_signals()
+        self._settle()
         self._systemd.ready(SERVING)
 
     def _repeat(self, call: LoopingCall, seconds: float, failed: str) -> None:

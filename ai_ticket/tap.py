@@ -18,7 +18,7 @@ from ai_ticket import preflight, twistd
 from ai_ticket.assembly import forgetting, make_invalid_tokens, make_limiter, make_pipeline, make_pool
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.listening import Listeners
-from ai_ticket.memory import memory_limit, used_memory
+from ai_ticket.memory import memory_limit, settle_memory, used_memory
 from ai_ticket.pipeline.generations import Generations
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
@@ -168,6 +168,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        settle=settle_memory,
         leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     metrics.watch("server_workers", "Processes that serve callers.", lambda: 1)
@@ -192,5 +193,6 @@ def run_worker() -> None:
     globalLogBeginner.beginLoggingTo([service.logs])
     service.startService()
     running: Any = reactor
+    running.callWhenRunning(settle_memory)
     running.addSystemEventTrigger("before", "shutdown", service.stopService)
     running.run(installSignalHandlers=False)

@@ -1,10 +1,11 @@
 """What the kernel says of memory, in folders that look like it."""
 
+import gc
 from pathlib import Path
 
 import pytest
 
-from ai_ticket.memory import MEGABYTE, cgroup_limit, memory_limit, release_memory, used_memory
+from ai_ticket.memory import MEGABYTE, cgroup_limit, memory_limit, release_memory, settle_memory, used_memory
 
 NO_LIMIT_1 = "9223372036854771712\n"
 
@@ -83,3 +84,26 @@ def test_what_was_freed_is_no_longer_in_use() -> None:
     assert released is not None
     assert held - released > 80 * MEGABYTE
     assert len(between) == 5000
+
+
+def test_what_is_there_at_the_start_is_not_searched_for_garbage() -> None:
+    """And all the rest only when told to, however much of it there is."""
+    before = gc.get_threshold(), gc.get_freeze_count()
+    searches = []
+
+    def note(phase: str, found: dict[str, int]) -> None:
+        if phase == "start":
+            searches.append(found["generation"])
+
+    try:
+        settle_memory()
+        assert gc.get_freeze_count() > before[1]
+        assert len(gc.get_objects()) < 1000
+        gc.callbacks.append(note)
+        held = [[number] for number in range(1_000_000)]
+        gc.callbacks.remove(note)
+    finally:
+        gc.set_threshold(*before[0])
+    assert len(held) == 1_000_000
+    assert 100 < searches.count(0) + searches.count(1) < 300
+    assert 2 not in searches

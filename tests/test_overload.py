@@ -53,13 +53,26 @@ class World:
         self.used: int | None = 0
         self.acted: list[Strain] = []
         self.released = 0
+        self.garbage = 0
+        self.searches = 0
         self.watch = MemoryWatch(
-            self.clock, limit=LIMIT, used=lambda: self.used, release=self.release, act=self.acted.append
+            self.clock,
+            limit=LIMIT,
+            used=lambda: self.used,
+            release=self.release,
+            collect=self.collect,
+            act=self.acted.append,
         )
         self.watch.startService()
 
     def release(self) -> None:
         self.released += 1
+
+    def collect(self) -> None:
+        self.searches += 1
+        if self.used is not None:
+            self.used -= self.garbage
+        self.garbage = 0
 
     def use(self, megabytes: int | None) -> list[Strain]:
         """What is done once so much is used."""
@@ -112,6 +125,27 @@ def test_what_was_freed_is_given_back() -> None:
     for expected in (3, 4, 5):
         world.use(850)
         assert world.released == expected
+    world.watch.stopService()
+
+
+def test_garbage_is_searched_for_where_memory_is_short() -> None:
+    """Nobody is let in, so nothing is made that would have the interpreter do it: it would stay shut for good."""
+    world = World()
+    world.garbage = 600 * MEGABYTE
+    world.use(1000)
+    assert world.watch.strain is Strain.CLOSED
+    world.clock.pump([MEASURE_SECONDS] * 6)
+    assert world.watch.strain is Strain.NONE
+    world.watch.stopService()
+
+
+def test_garbage_is_not_searched_for_all_the_time() -> None:
+    world = World()
+    world.clock.pump([MEASURE_SECONDS] * 119)
+    assert world.searches == 2
+    world.used = LIMIT
+    world.clock.pump([MEASURE_SECONDS] * 20)
+    assert world.searches == 6
     world.watch.stopService()
 
 

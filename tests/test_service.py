@@ -79,6 +79,7 @@ class World:
             reloadable=self,  # type: ignore[arg-type]
             reload_interval=30,
             in_thread=execute,
+            settle=lambda: self.diary.append("memory settled"),
             leave=lambda seconds: self.diary.append(f"leaves within {seconds} s"),
         )
         self.parts = [Part(name, self.diary) for name in ("first", "last")]
@@ -167,7 +168,7 @@ def test_ready_is_said_when_ports_are_open_parts_have_started_and_signals_are_ou
     assert set(handlers) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, "who is told to stop while it starts, does"
     handlers.clear()
     world.reactor.startup()
-    assert world.diary[3:] == ["ready"]
+    assert world.diary[3:] == ["memory settled", "ready"]
     assert set(handlers) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, "the reactor has overwritten them"
     finish(world)
 

@@ -12,11 +12,14 @@ MAX_HELD = 65_536
 
 
 MIN_RATE = 4096
-"""Bytes a second: a caller who sends so fast never runs out of time for the body."""
+"""Bytes a second: a caller who sends so fast never runs out of time for the body, nor who takes an answer so fast."""
 
 
 class BodyTime:
-    """How long the caller may still take over the body, in seconds: it runs only while we wait for the caller."""
+    """How long the caller may still take over the body, in seconds: it runs only while we wait for the caller.
+
+    Also over an answer that comes with flow control (HTTP/2), which the caller must take at the same rate.
+    """
 
     __slots__ = ("_left", "_now", "_seconds", "_since")
 
@@ -42,9 +45,9 @@ class BodyTime:
         if self._since is not None:
             self._since = self._now()
 
-    def extend(self, received: int) -> None:
-        """So many bytes have come."""
-        self._left += received / MIN_RATE
+    def extend(self, size: int) -> None:
+        """So many bytes have come, or were taken."""
+        self._left += size / MIN_RATE
 
     @property
     def over(self) -> bool:

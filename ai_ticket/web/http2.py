@@ -8,6 +8,7 @@ from contextlib import suppress
 import h2.events
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -16,6 +17,7 @@ from ai_ticket.web.heads import are_trailers, http2_head
 from ai_ticket.web.http2_frames import Allowance, ConnectionFault, Frame, Frames
 from ai_ticket.web.http2_state import MAX_CONCURRENT_STREAMS, ServerConnection
 from ai_ticket.web.http2_stream import Stream
+from ai_ticket.web.request import Request
 
 MAX_OWED = 65_536
 """Bytes of replies to the peer's frames that may wait for a peer who takes nothing, before no more frames are read."""
@@ -25,6 +27,9 @@ GOAWAY_SECONDS = 0.1
 
 Some clients (httpx) give up all of their streams when it comes, even those whose answers they have not looked at yet.
 """
+
+MAX_WAITING = 1_048_576
+"""Bytes of answers that may wait to be taken, before further requests are refused (the caller may send them again)."""
 
 RESET_BURST, RESETS_A_SECOND = 200.0, 33.0
 """Streams that may come to nothing, reset by the peer or malformed, before that is an attack (CVE-2023-44487)."""
@@ -36,6 +41,12 @@ IDLE_A_REQUEST = 10
 """How many more of them come with a request; more still come with its answer (see `Stream`)."""
 
 FRAME_MICROSECONDS = 25
+
+FLUSH_MICROSECONDS = 60
+"""What it costs to look at a stream's window and to send what it has room for."""
+
+RESIZE_MICROSECONDS = 2
+"""What settings cost, beside, for each stream, whose window may be another by them."""
 
 
 class Http2:
@@ -54,6 +65,7 @@ class Http2:
         self._closing = False
         self._parting = False
         self._leaving: IDelayedCall | None = None
+        self._opened = False
         self._resets = Allowance(self._now, RESET_BURST, RESETS_A_SECOND)
         self.idle_frames = Allowance(self._now, IDLE_BURST, IDLE_A_SECOND)
         self.deadline: float | None = self._now() + self._timeouts.header
@@ -67,6 +79,11 @@ class Http2:
         """Whether no request is under way, and nothing is left to be sent."""
         return not (self._streams or self._frames.behind or self.connection.full)
 
+    @property
+    def under_way(self) -> int:
+        """How many streams there are."""
+        return len(self._streams)
+
     # What the connection tells the codec.
 
     def received(self, data: bytes) -> None:
@@ -77,7 +94,10 @@ class Http2:
                 self.advance()
 
     def advance(self) -> None:
-        """Act on the frames that have come, as far as this turn of the reactor allows."""
+        """Act on the frames that have come, as far as this turn of the reactor allows.
+
+        Only behind them, what windows have opened for all streams is used: every such frame may be followed by another.
+        """
         try:
             while not self._closing and self._owed <= MAX_OWED and self.connection.has_turn():
                 frame = self._frames.take()
@@ -88,6 +108,8 @@ class Http2:
             self._fail(fault.code)
         if self._closing:
             return
+        if self._opened:
+            self._flush_all()
         self.write()
         self._watch_head()
         self._part()
@@ -154,11 +176,19 @@ class Http2:
             case h2.events.WindowUpdated() if event.stream_id:
                 stream = self._streams.get(event.stream_id)
                 if stream is not None and stream.waits:
-                    stream.flush()
-            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
-                self._flush_all()
+                    self._flush(stream)
+            case h2.events.WindowUpdated():
+                self._opened = True
+            case h2.events.RemoteSettingsChanged():
+                self._settings_changed(event)
             case h2.events.ConnectionTerminated():
                 self._end_connection()
+
+    def _settings_changed(self, event: h2.events.RemoteSettingsChanged) -> None:
+        self.connection.spend(RESIZE_MICROSECONDS * len(self._streams))
+        windows = event.changed_settings.get(SettingCodes.INITIAL_WINDOW_SIZE)
+        if windows is not None and windows.new_value > (windows.original_value or 0):
+            self._opened = True
 
     def lost(self) -> None:
         """The connection is gone, and with it the callers of all requests under way."""
@@ -168,8 +198,9 @@ class Http2:
             self._leaving.cancel()
             self._leaving = None
         streams, self._streams = self._streams, {}
+        self.h2.dismantle()
         for stream in streams.values():
-            stream.request.connection_lost()
+            stream.end().connection_lost()
 
     def check_deadlines(self, now: float) -> None:
         """End streams whose body comes, or whose answer is read, too slowly; and a connection idle for too long."""
@@ -193,7 +224,8 @@ class Http2:
     def _begin(self, event: h2.events.RequestReceived) -> None:
         self.connection.request_begins()
         self.idle_frames.earn(IDLE_A_REQUEST)
-        if len(self._streams) >= MAX_CONCURRENT_STREAMS:
+        waiting = sum(stream.waiting for stream in self._streams.values())
+        if len(self._streams) >= MAX_CONCURRENT_STREAMS or waiting > MAX_WAITING:
             self._reject(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
         head = http2_head(self.h2.decoder.fields)
@@ -202,6 +234,7 @@ class Http2:
             return
         stream = Stream(self, event.stream_id, head)
         if event.stream_ended is not None and stream.request.content_length:
+            stream.end()
             self._reject(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
         self._streams[event.stream_id] = stream
@@ -235,8 +268,7 @@ class Http2:
     def _reset_by_peer(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None:
-            self.forget(stream)
-            stream.request.connection_lost()
+            self._lose(stream)
         self._count_reset()
 
     def _count_reset(self) -> None:
@@ -244,13 +276,21 @@ class Http2:
             raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM)
 
     def _flush_all(self) -> None:
-        """Send what may be sent, of another stream first each time."""
+        """Send what may be sent, of another stream first each time, as far as this turn of the reactor allows."""
+        self._opened = False
         for stream in list(self._streams.values()):
             if self.connection.full:
                 return
             if stream.waits:
+                if not self.connection.has_turn():
+                    self._opened = True
+                    return
                 self._streams[stream.id] = self._streams.pop(stream.id)
-                stream.flush()
+                self._flush(stream)
+
+    def _flush(self, stream: Stream) -> None:
+        self.connection.spend(FLUSH_MICROSECONDS)
+        stream.flush()
 
     def cut(self, stream: Stream) -> None:
         """Reset a stream, whatever it waits for."""
@@ -268,16 +308,23 @@ class Http2:
         except ProtocolError:
             self._log.debug("a stream to reset was closed already")
         self.write()
-        self.forget(stream)
-        stream.request.connection_lost()
+        self._lose(stream)
 
-    def forget(self, stream: Stream) -> None:
-        """A stream is over."""
-        self._streams.pop(stream.id, None)
+    def _lose(self, stream: Stream) -> None:
+        """A stream is over, and the caller of its request gone."""
+        request = self.forget(stream)
+        if request is not None:
+            request.connection_lost()
+
+    def forget(self, stream: Stream) -> Request | None:
+        """A stream is over. Its request, unless that was known already."""
+        if self._streams.pop(stream.id, None) is None:
+            return None
         if not self._streams:
             self.deadline = self._now() + self._timeouts.keepalive
             self._parting = self._parting or self.connection.connections.draining
             self._part()
+        return stream.end()
 
     # The connection.
 
@@ -320,13 +367,13 @@ class Http2:
     # The transport's flow control.
 
     def slow_down(self) -> None:
-        """The transport holds enough; the streams look for themselves."""
+        """The transport holds enough; the streams look for themselves before they send."""
+        for stream in self._streams.values():
+            stream.hold()
 
     def speed_up(self) -> None:
         """The transport has room again; the deadlines have not run since it had none."""
         self._owed = 0
-        for stream in self._streams.values():
-            stream.be_patient()
         self._flush_all()
         self.advance()
         if self.connection.connections.leaving:

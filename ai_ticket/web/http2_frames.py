@@ -117,7 +117,7 @@ class Frames:
             return None
         high, low, kind, flags, stream_id = _HEADER.unpack_from(unread)
         size = high << 16 | low
-        self._check(kind, size)
+        self._check(kind, flags, size)
         if len(unread) < 9 + size:
             return None
         in_block = self._block > 0
@@ -136,11 +136,13 @@ class Frames:
         self._preface = self._preface[size:]
         return not self._preface
 
-    def _check(self, kind: int, size: int) -> None:
+    def _check(self, kind: int, flags: int, size: int) -> None:
         if size > MAX_FRAME_BYTES:
             raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR)
         if not self._begun and kind != _SETTINGS:
             raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR)
+        if kind == _SETTINGS and flags & _ACK and size:
+            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR)
         if kind in (_HEADERS, _CONTINUATION) and self._block + size > MAX_BLOCK_BYTES:
             raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM)
 

@@ -79,6 +79,10 @@ class ServerConnection(H2Connection):
         self.local_settings = _settings(2**31 - 1)
         self.receive_data(PREFACE)
 
+    def dismantle(self) -> None:
+        """It is used no more. It has a table of its own methods: it would be garbage to be searched for."""
+        self._frame_dispatch_table.clear()
+
 
 def _settings(streams: int) -> Settings:
     values = {SettingCodes.MAX_CONCURRENT_STREAMS: streams, SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES}

@@ -42,6 +42,10 @@ class Streams(Protocol):
     h2: ServerConnection
     idle_frames: Allowance
 
+    @property
+    def under_way(self) -> int:
+        """How many streams there are."""
+
     def write(self) -> None:
         """Hand what h2 has to send to the transport."""
 
@@ -51,8 +55,8 @@ class Streams(Protocol):
     def spoil(self, stream: "Stream") -> None:
         """Reset a stream whose request turns out malformed."""
 
-    def forget(self, stream: "Stream") -> None:
-        """A stream is over."""
+    def forget(self, stream: "Stream") -> Request | None:
+        """A stream is over. Its request, unless that was known already."""
 
 
 class Stream:
@@ -82,10 +86,13 @@ class Stream:
         self._body_paused = False
         self._withheld = 0
         self._answer = _UNDER_WAY
-        self._pending = bytearray()
+        # As it was given, and how much of it is sent: an answer that many ask for is one, however many wait for it.
+        self._pending = b""
+        self._taken = 0
+        self._taking: BodyTime | None = None
         self._producer: IPushProducer | None = None
         self._lags = False
-        # By when the caller must have taken more of the answer; after it, have noticed that the body is not wanted.
+        # By when a caller who has the answer must have noticed that the body is not wanted.
         self._deadline: float | None = None
 
     @property
@@ -96,11 +103,32 @@ class Stream:
     @property
     def waits(self) -> bool:
         """Whether something of the answer waits to be sent."""
-        return bool(self._pending) or self._answer is _GIVEN
+        return self._taken < len(self._pending) or self._answer is _GIVEN
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the answer that wait to be sent."""
+        return len(self._pending) - self._taken
+
+    def end(self) -> Request:
+        """It is over. Its request, which it knows no longer: each knowing the other, both would be garbage to be
+
+        searched for.
+        """
+        request = self.request
+        del self.request
+        self._answer = _SENT
+        self._pending, self._taken = b"", 0
+        self._taking = None
+        self._producer = None
+        self._withheld = 0
+        return request
 
     def late(self, now: float) -> bool:
         """Whether the caller takes too long, over its body or over the answer."""
-        return self.body_time.over or (self._deadline is not None and now >= self._deadline)
+        if self.body_time.over or (self._taking is not None and self._taking.over):
+            return True
+        return self._deadline is not None and now >= self._deadline
 
     # The request's body.
 
@@ -163,7 +191,7 @@ class Stream:
         """Send the answer, as far as flow control allows now."""
         if status != NO_CONTENT:
             headers = [*headers, (b"content-length", b"%d" % content_length)]
-        self._pending += body
+        self._pending = body
         self._answer = _GIVEN
         if self._send_head(status, headers, end_stream=not body):
             if body:
@@ -189,7 +217,8 @@ class Stream:
     def write(self, data: bytes) -> None:
         """Send a piece of the answer, as far as flow control allows now."""
         self._codec.idle_frames.earn(IDLE_A_PIECE)
-        self._pending += data
+        self._pending = self._pending[self._taken :] + data
+        self._taken = 0
         self.flush()
 
     def finish(self) -> None:
@@ -222,35 +251,46 @@ class Stream:
             self._log.debug("an answer's stream has ended further on in the packet")
 
     def _flush(self) -> None:
-        sent = False
+        before = self._taken
         while not self._connection.full and self.waits:
             window = min(self._h2.local_flow_control_window(self.id), self._h2.max_outbound_frame_size)
-            data = bytes(self._pending[: max(0, window)])
-            if self._pending and not data:
+            waiting = self.waiting
+            data = self._pending[self._taken : self._taken + max(0, window)]
+            if waiting and not data:
                 break
-            last = self._answer is _GIVEN and len(data) == len(self._pending)
+            last = self._answer is _GIVEN and len(data) == waiting
             self._h2.send_data(self.id, data, end_stream=last)
             self._codec.idle_frames.earn(len(data) / BYTES_AN_IDLE)
-            del self._pending[: len(data)]
-            sent = True
+            self._taken += len(data)
             self._codec.write()
             if last:
                 self._sent()
                 return
-        # While something waits to be taken, the caller must take some of it now and then.
-        if not self._pending:
-            self._deadline = None
-        elif sent or self._deadline is None:
-            self._deadline = self._now() + self._timeouts.idle
+        self._time_taking(self._taken - before)
         self._slow_down()
 
-    def be_patient(self) -> None:
-        """The transport has held things up: the caller has all of its time again."""
-        if not self.answered:
-            self._deadline = None
+    def _time_taking(self, sent: int) -> None:
+        """While something waits for the caller's windows, time runs, by a rate that the connection's streams share."""
+        if not self.waiting:
+            self._pending, self._taken = b"", 0
+            self._taking = None
+            return
+        if self._taking is None:
+            self._taking = BodyTime(self._connection.reading_time, self._timeouts.idle)
+        else:
+            self._taking.extend(sent * self._codec.under_way)
+        if self._connection.full:
+            self._taking.stop()
+        else:
+            self._taking.run()
+
+    def hold(self) -> None:
+        """It is the transport that holds things up now, for which there is another deadline."""
+        if self._taking is not None:
+            self._taking.stop()
 
     def _slow_down(self) -> None:
-        lags = len(self._pending) > MAX_PENDING
+        lags = self.waiting > MAX_PENDING
         if self._producer is not None and lags != self._lags:
             self._lags = lags
             if lags:
@@ -264,6 +304,8 @@ class Stream:
         a reset that comes with the answer makes curl 7 drop the answer.
         """
         self._answer = _SENT
+        self._pending, self._taken = b"", 0
+        self._taking = None
         if self.request.body.ended:
             self._codec.forget(self)
             return

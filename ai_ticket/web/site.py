@@ -168,7 +168,8 @@ class Site:
             if response is None:
                 response = await route.handler(request.method)(request)
         except DomainError as error:
-            failed = error
+            # Its traceback has this very frame, and with it the request: they would be garbage to be searched for.
+            failed = error.with_traceback(None)
         except CancelledError:  # by `cut`, or because the caller is gone or its body can't be read
             failed = _malformed("the body can't be read to its end") if request.broken else ShuttingDown()
         except Exception:

@@ -286,6 +286,7 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
+        settle=lambda: None,  # it has few callers, and no memory watch
         leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     # They end in this order.

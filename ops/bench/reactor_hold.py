@@ -83,9 +83,14 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def head(encoder: Encoder, path: str = "/event", *fields: tuple[str, str]) -> bytes:
+def window_size(size: int) -> bytes:
+    """The frame that says how much of each answer is let in at first."""
+    return frame(4, 0, 0, struct.pack(">HI", 4, size))
+
+
+def head(encoder: Encoder, path: str = "/event", *fields: tuple[str, str], method: str = "POST") -> bytes:
     """A header block."""
-    pseudo = [(":method", "POST"), (":scheme", "https"), (":path", path), (":authority", "x")]
+    pseudo = [(":method", method), (":scheme", "https"), (":path", path), (":authority", "x")]
     found: bytes = encoder.encode([*pseudo, ("x-api-key", TOKEN), ("content-type", "application/json"), *fields])
     return found
 
@@ -107,6 +112,18 @@ def secure_shapes() -> Iterator[tuple[str, bytes]]:
         "padded DATA": frame(0, 8, 1, b"\x00"),
         "unknown": frame(0x77, 0, 0, b"x"),
     }
+    for path in ("/health/live", "/metrics"):
+        asking = Encoder()
+        shut = PREFACE + window_size(0)
+        shut += b"".join(frame(1, 5, 1 + 2 * number, head(asking, path, method="GET")) for number in range(100))
+        openings = {
+            "WINDOW_UPDATE": frame(8, 0, 0, struct.pack(">I", 1)) * 900,
+            "empty SETTINGS": frame(4, 0, 0) * 900,
+            "windows of 0 and 1": (window_size(0) + window_size(1)) * 450,
+            "windows of 1, 2, 3": b"".join(window_size(size) for size in range(1, 900)),
+        }
+        for name, flood in openings.items():
+            yield f"HTTP/2 waiting {path}: {name}", shut + flood
     for name, unit in repeated.items():
         yield f"HTTP/2 {name}", opening + streams + unit * (MIB // len(unit))
     resets = Encoder()

@@ -43,6 +43,7 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from ai_ticket.web.http2 import MAX_CONCURRENT_STREAMS, Http2
+from ai_ticket.web.http2_stream import Stream
 
 PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = 1, 2, 3
 FRAME_SIZE_ERROR, REFUSED_STREAM, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 6, 7, 9, 11
@@ -306,7 +307,7 @@ def test_streams_that_are_over_are_forgotten(surface: Surface) -> None:
         (PREFACE + b"\xff\xff\xff\x04\x00\x00\x00\x00\x00", FRAME_SIZE_ERROR),
         (PREFACE + frame(SETTINGS, 0, 1), PROTOCOL_ERROR),
         (PREFACE + frame(SETTINGS, 0, 0, b"12345"), FRAME_SIZE_ERROR),
-        (PREFACE + frame(SETTINGS, ACK, 0, bytes(6)), PROTOCOL_ERROR),
+        (PREFACE + settings() + frame(SETTINGS, ACK, 0, bytes(6)), FRAME_SIZE_ERROR),
         (PREFACE + settings(max_frame_size=1), PROTOCOL_ERROR),
         (PREFACE + settings(initial_window_size=2**31), FLOW_CONTROL_ERROR),
         (PREFACE + settings() + frame(PING, 0, 0, b"1234567"), FRAME_SIZE_ERROR),
@@ -464,6 +465,43 @@ def test_a_packet_is_read_a_little_in_each_turn(surface: Surface) -> None:
     assert turns >= 60
     assert len(surface.recorder.finished) == 1000
     assert client.transport.producerState == "producing"
+
+
+@pytest.mark.parametrize(
+    ("flood", "looked_at"),
+    [
+        (window(1) * 900, 900),
+        (settings() * 900, 0),
+        (settings(initial_window_size=0) * 900, 0),
+        ((settings(initial_window_size=1) + settings(initial_window_size=0)) * 450, 900),
+        (b"".join(settings(initial_window_size=size) for size in range(1, 901)), 2500),
+        (b"".join(window(1, stream) for stream in range(1, 201, 2)) * 9, 900),
+    ],
+)
+def test_many_waiting_streams_are_not_looked_at_for_every_frame(
+    surface: Surface, monkeypatch: pytest.MonkeyPatch, flood: bytes, looked_at: int
+) -> None:
+    """There may be a hundred of them for each of some hundreds of frames: those of one turn are worked off at once."""
+    client = RawClient(surface)
+    client.send(settings(initial_window_size=0) + b"".join(head(stream) for stream in range(1, 201, 2)))
+    while surface.clock.calls:
+        surface.clock.advance(0)
+    looks: list[int] = []
+    flush = Stream.flush
+    monkeypatch.setattr(Stream, "flush", lambda stream: (looks.append(stream.id), flush(stream)))
+    before = 0
+    client.send(flood, turns=False)
+    while True:
+        assert len(looks) - before <= 8000 // 60 + 1, "in one turn"
+        before = len(looks)
+        if not surface.clock.calls:
+            break
+        call = surface.clock.calls.pop(0)
+        call.called = 1
+        call.func()
+    assert len(looks) <= looked_at
+    client.transport.clear()
+    client.connection.connectionLost(Failure(ConnectionDone()))
 
 
 FRAMES = st.one_of(
