@@ -4,6 +4,7 @@ import gc
 import os
 import secrets
 from collections.abc import Callable
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -21,17 +22,18 @@ from ai_ticket.backend.pool import Pool
 from ai_ticket.backend.prober import Prober
 from ai_ticket.backend.retry import make_retry_policy
 from ai_ticket.backend.server import ModelServer
-from ai_ticket.interfaces import Limiter
+from ai_ticket.interfaces import Backend, Limiter
 from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.listening import Listeners
-from ai_ticket.memory import memory_limit, release_memory, used_memory
+from ai_ticket.memory import release_memory
 from ai_ticket.overload import MemoryWatch, Strain
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.backend_metrics import BackendMetrics, watch_backends
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
+from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS
 from ai_ticket.web.connections import Connections
 
 SHED_AT_A_TIME = 256
@@ -59,6 +61,13 @@ def make_limiter(settings: Settings, reactor: Any, metrics: Metrics) -> tuple[Li
         lambda: fallback.available,
     )
     return fallback, [fallback, forgets]
+
+
+def make_invalid_tokens(settings: Settings, reactor: Any) -> MemoryLimiter:
+    """How many invalid tokens an address may send."""
+    return MemoryLimiter(
+        reactor, limit=INVALID_TOKENS, window=INVALID_TOKENS_SECONDS, max_clients=settings.rate_limit_max_clients
+    )
 
 
 def forgetting(limiter: MemoryLimiter, reactor: Any) -> Service:
@@ -90,50 +99,34 @@ def make_pipeline(settings: Settings, reactor: Any, pool: Pool, registry: Collec
     return pipeline
 
 
+Locate = Callable[[], Location | None]
+"""Says where a model server is now."""
+
+
 def make_pool(
-    settings: Settings, reactor: Any, random: Random, registry: CollectorRegistry
+    settings: Settings,
+    reactor: Any,
+    random: Random,
+    registry: CollectorRegistry,
+    share: Callable[[int, KoboldBackend, Locate], Backend] = lambda number, backend, locate: backend,
 ) -> tuple[Pool, list[Service]]:
-    """The backends with their metrics, and what runs for them in the background."""
-    ranks = parse_api_urls(settings.koboldcpp_api_url)
-    recorder = BackendMetrics(
-        settings.metrics_namespace,
-        registry,
-        [address.name for rank in ranks for address in rank],
-        [endpoint.path for endpoint in ENDPOINTS],
-    )
-    count = sum(len(rank) for rank in ranks)
-    passwords = iter(parse_passwords(settings.koboldcpp_password, count))
-    slots = iter(parse_slots(settings.koboldcpp_slots, count))
+    """The backends with their metrics, and what runs for them in the background.
+
+    @param share: what the pool is to have in the place of a backend, given its number in order of rank.
+    """
     children: list[Service] = []
-    http = make_http_client(
-        reactor,
-        ca_file=settings.koboldcpp_ca_file,
-        connect_timeout=settings.koboldcpp_connect_timeout_seconds,
-    )
 
-    def make_backend(address: BackendAddress) -> KoboldBackend:
-        password, own_slots = next(passwords), next(slots)
-        if address.url is None:
-            local = _make_local(address, own_slots, reactor, random)
-            children.append(local)
-            locate: Callable[[], Location | None] = local.location
-        else:
-            location = Location(address.url, password)
-            locate = lambda: location  # noqa: E731
-        return KoboldBackend(
-            address.name,
-            ModelServer(http, reactor, locate),
-            clock=reactor,
-            timeouts=BackendTimeouts(
-                settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds
-            ),
-            slots=own_slots,
-            new_key=lambda: "AT" + secrets.token_hex(16),
-            recorder=recorder,
-        )
+    def run_local(address: BackendAddress, slots: int | None) -> Locate:
+        local = _make_local(address, slots, reactor, random)
+        children.append(local)
+        return local.location
 
+    numbers = count()
     pool = Pool(
-        [[make_backend(address) for address in rank] for rank in ranks],
+        [
+            [share(next(numbers), backend, locate) for backend, locate in rank]
+            for rank in make_backends(settings, reactor, registry, run_local)
+        ],
         clock=reactor,
         random=random.random,
         policy=make_retry_policy(
@@ -145,6 +138,55 @@ def make_pool(
     watch_backends(settings.metrics_namespace, registry, pool.members)
     children += [Prober(member, reactor, random.random) for member in pool.members]
     return pool, children
+
+
+def make_backends(
+    settings: Settings,
+    reactor: Any,
+    registry: CollectorRegistry,
+    locate_local: Callable[[BackendAddress, int | None], Locate],
+) -> list[list[tuple[KoboldBackend, Locate]]]:
+    """The backends by rank, each with what says where it is.
+
+    @param locate_local: the same for a bundled one that is to have so many slots.
+    """
+    ranks = parse_api_urls(settings.koboldcpp_api_url)
+    recorder = BackendMetrics(
+        settings.metrics_namespace,
+        registry,
+        [address.name for rank in ranks for address in rank],
+        [endpoint.path for endpoint in ENDPOINTS],
+    )
+    total = sum(len(rank) for rank in ranks)
+    passwords = iter(parse_passwords(settings.koboldcpp_password, total))
+    slots = iter(parse_slots(settings.koboldcpp_slots, total))
+    http = make_http_client(
+        reactor,
+        ca_file=settings.koboldcpp_ca_file,
+        connect_timeout=settings.koboldcpp_connect_timeout_seconds,
+    )
+
+    def make_backend(address: BackendAddress) -> tuple[KoboldBackend, Locate]:
+        password, own_slots = next(passwords), next(slots)
+        if address.url is None:
+            locate = locate_local(address, own_slots)
+        else:
+            location = Location(address.url, password)
+            locate = lambda: location  # noqa: E731
+        backend = KoboldBackend(
+            address.name,
+            ModelServer(http, reactor, locate),
+            clock=reactor,
+            timeouts=BackendTimeouts(
+                settings.koboldcpp_first_token_timeout_seconds, settings.koboldcpp_idle_timeout_seconds
+            ),
+            slots=own_slots,
+            new_key=lambda: "AT" + secrets.token_hex(16),
+            recorder=recorder,
+        )
+        return backend, locate
+
+    return [[make_backend(address) for address in rank] for rank in ranks]
 
 
 def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random: Random) -> LocalServer:
@@ -162,9 +204,15 @@ def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random
 
 
 def make_memory_watch(
-    settings: Settings, reactor: Any, metrics: Metrics, callers: Connections, listeners: Listeners
+    reactor: Any,
+    metrics: Metrics,
+    callers: Connections,
+    listeners: Listeners,
+    *,
+    limit: int | None,
+    used: Callable[[], int | None],
 ) -> MemoryWatch:
-    """What keeps the memory within its limit, and its metrics."""
+    """What keeps the memory within its limit, and its metrics. `limit`, `used`: as `MemoryWatch` has them."""
 
     def relieve(strain: Strain) -> None:
         callers.keep(strain < Strain.BRIEF)
@@ -174,8 +222,8 @@ def make_memory_watch(
 
     watch = MemoryWatch(
         reactor,
-        limit=memory_limit(settings.memory_limit_mb),
-        used=used_memory,
+        limit=limit,
+        used=used,
         release=release_memory,
         collect=gc.collect,
         act=relieve,

@@ -5,11 +5,13 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Protocol
 
+from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ai_ticket.interfaces import Pipeline
 from ai_ticket.listening import Listeners
 from ai_ticket.systemd import Systemd
 from ai_ticket.web.connections import CLOSE_SECONDS, Connections
@@ -45,11 +47,37 @@ class Phase(Enum):
     OVER = auto()
 
 
+def report(log: Logger, tally: Tally, seconds: float) -> None:
+    """Log what became of the requests of a stop that took so long."""
+    log.info(
+        "stopped: {finished} requests finished, {cut} cut, {refused} refused, {left} given up by their callers",
+        finished=tally.finished,
+        cut=tally.cut,
+        refused=tally.refused,
+        left=tally.left,
+        seconds=round(seconds, 3),
+    )
+
+
 class DrainedPipeline(Protocol):
     """A pipeline, as far as its end goes."""
 
     def drain(self, deadline: float) -> None:
         """Take in nothing more that can't be answered by then."""
+
+
+class ServedPipeline(Pipeline, DrainedPipeline, Protocol):
+    """A pipeline, with its end."""
+
+
+class Ending(Protocol):
+    """The end of a service, in one process or several."""
+
+    async def run(self) -> None:
+        """Go through all of it. Who cancels this cuts what is under way at once."""
+
+    def report(self) -> None:
+        """Log what became of the requests that were under way, if it was gone through."""
 
 
 class Drain:
@@ -70,10 +98,12 @@ class Drain:
         pipeline: DrainedPipeline,
         stopped_at_backends: Callable[[], Deferred[None]],
         systemd: Systemd,
+        announced: Callable[[int], None] | None = None,
     ):
         """@param delay: seconds during which requests are still served. @param grace: seconds to finish in after that.
 
         @param stopped_at_backends: fires when the model servers know of all that was cut.
+        @param announced: is told how many requests are under way when it begins; by default the log and systemd are.
         """
         self._clock = clock
         self._delay = delay
@@ -85,6 +115,7 @@ class Drain:
         self._pipeline = pipeline
         self._stopped_at_backends = stopped_at_backends
         self._systemd = systemd
+        self._announced = announced or self._tell_of_begin
         self._begun_at = 0.0
         self.phase = Phase.SERVING
 
@@ -116,28 +147,28 @@ class Drain:
 
     def report(self) -> None:
         """Log what became of the requests that were under way when the stop began, and of those that came later."""
-        if not self.announced:
-            return
+        if self.announced:
+            report(self._log, self.tally, self._clock.seconds() - self._begun_at)
+
+    @property
+    def tally(self) -> Tally:
+        """What became of requests so far; those still under way are cut."""
         tally = self._site.tally
-        self._log.info(
-            "stopped: {finished} requests finished, {cut} cut, {refused} refused, {left} given up by their callers",
-            finished=tally.finished,
-            cut=tally.cut + self._site.in_flight,
-            refused=tally.refused,
-            left=tally.left,
-            seconds=round(self._clock.seconds() - self._begun_at, 3),
-        )
+        return replace(tally, cut=tally.cut + self._site.in_flight)
 
     async def _announce(self) -> None:
         self.phase = Phase.ANNOUNCED
         self._begun_at = self._clock.seconds()
         self._site.tally = Tally()
-        self._log.info("stopping: {count} requests in flight", count=self._site.in_flight)
-        self._systemd.stopping(f"stopping: {self._site.in_flight} requests in flight", self._delay + self._grace)
+        self._announced(self._site.in_flight)
         self._callers.drain()
         self._scrapers.drain()
         if self._delay:
             await deferLater(self._clock, self._delay)
+
+    def _tell_of_begin(self, in_flight: int) -> None:
+        self._log.info("stopping: {count} requests in flight", count=in_flight)
+        self._systemd.stopping(f"stopping: {in_flight} requests in flight", self._delay + self._grace)
 
     async def _finish(self, deadline: float) -> None:
         self.phase = Phase.FINISHING

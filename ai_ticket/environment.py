@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ai_ticket.backend.address import parse_api_urls, parse_passwords, parse_slots
-from ai_ticket.settings import MORE_SPECIFIC, NOT_YET_IN_FORCE, Settings, Variable, bare_type, variables
+from ai_ticket.settings import MORE_SPECIFIC, Settings, Variable, bare_type, variables
 from ai_ticket.telemetry.tracing_values import parse_endpoint, parse_headers, parse_pairs
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.cors import parse_origins
@@ -281,12 +281,10 @@ def _contradictions(settings: Settings) -> list[str]:
 
 
 def _warnings(values: Mapping[str, tuple[str, str]], settings: Settings) -> list[str]:
-    known = {*variables(), *FILE_TWINS, *NOT_YET_IN_FORCE, *_GENERAL, ENV_FILE}
+    known = {*variables(), *FILE_TWINS, *_GENERAL, ENV_FILE}
     warnings = []
     for name in sorted(values):
-        if name in NOT_YET_IN_FORCE:
-            warnings.append(f"{name}: not yet in force, the value has no effect")
-        elif name.startswith(OWN_PREFIXES) and name not in known:
+        if name.startswith(OWN_PREFIXES) and name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             what = "not used, the value has no effect" if name.startswith("OTEL_") else "unknown variable"
             warnings.append(f"{name}: {what}" + (f"; did you mean {nearest[0]}?" if nearest else ""))

@@ -162,7 +162,7 @@ class Pipeline(Protocol):
         @raise DomainError: `Overloaded`, `DeadlineExceeded`, or what the backend raises.
         """
 
-    def check_room(self, client: Client, deadline: float) -> None:
+    async def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in.
 
         @raise Overloaded: it would not, and is counted as refused.

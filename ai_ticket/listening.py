@@ -27,6 +27,7 @@ PassedSockets = Callable[[set[str]], dict[str, list[socket.socket]]]
 class Endpoint(Struct, frozen=True):
     """What to listen for. An empty host means all addresses, IPv6 and IPv4; no port: only if a socket is passed.
 
+    Without a factory nobody is let in here: the port is held for other processes, which inherit it.
     `always`: it is for the operator, who must get in also when callers are not let in (see `Listeners.accept`).
     """
 
@@ -34,8 +35,16 @@ class Endpoint(Struct, frozen=True):
     variable: str
     host: str
     port: int | None
-    factory: IProtocolFactory
+    factory: IProtocolFactory | None
     always: bool = False
+
+
+class Held(Struct, frozen=True):
+    """A port that is held for others. `ours`: we have bound it ourselves."""
+
+    name: str
+    listening: socket.socket
+    ours: bool
 
 
 class CannotStart(SystemExit, Exception):
@@ -65,6 +74,7 @@ class Listeners:
         self._passed_sockets = passed_sockets
         self._bound: list[IListeningPort] = []
         self._adopted: list[IListeningPort] = []
+        self.held: list[Held] = []
         self._for_callers: list[Any] = []
         self._accepting = True
 
@@ -97,8 +107,10 @@ class Listeners:
     async def close(self) -> None:
         """Take those whom the kernel has let in already, and listen no more.
 
-        A socket that was passed stays open where it comes from: who waits there is the next process's.
+        A socket that was passed stays open where it comes from: who waits there is the next process's. One that is held
+        stays open where it is inherited.
         """
+        self._let_go()
         self._for_callers.clear()
         await self._stop(self._adopted)
         ignored = [_let_nobody_in(port) for port in self._bound]
@@ -110,9 +122,15 @@ class Listeners:
 
     async def close_at_once(self) -> None:
         """Listen no more, whoever waits."""
+        self._let_go()
         self._for_callers.clear()
         await self._stop(self._adopted)
         await self._stop(self._bound)
+
+    def _let_go(self) -> None:
+        for held in self.held:
+            held.listening.close()
+        self.held.clear()
 
     async def _stop(self, ports: list[IListeningPort]) -> None:
         for port in ports:
@@ -122,17 +140,22 @@ class Listeners:
         ports.clear()
 
     def _adopt(self, endpoint: Endpoint, passed: socket.socket) -> None:
+        if endpoint.factory is None:
+            self.held.append(Held(endpoint.name, passed, ours=False))
+            self._listening(endpoint, passed.getsockname(), "passed by systemd")
+            return
         # Which duplicates it.
         with passed:
             port = self._reactor.adoptStreamPort(passed.fileno(), passed.family, endpoint.factory)
         self._adopted.append(port)
-        self._listening(endpoint, port, "passed by systemd")
+        self._let_in_by(endpoint, port)
+        self._listening(endpoint, _address(port), "passed by systemd")
 
     def _bind(self, endpoint: Endpoint, number: int) -> None:
         hosts = [endpoint.host] if endpoint.host else ["::", "0.0.0.0"]
         for host in hosts:
             try:
-                port = self._reactor.listenTCP(number, endpoint.factory, backlog=BACKLOG, interface=host)
+                self._listening(endpoint, self._listen(endpoint, number, host), "ours")
             except CannotListenError as error:
                 # "::" takes IPv4 as well, but can't be had where IPv6 is switched off.
                 in_use = getattr(error.socketError, "errno", None)
@@ -140,26 +163,59 @@ class Listeners:
                     reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
                     raise self._refusal(f"{endpoint.variable}={number}: can't listen on {host}: {reason}")
             else:
-                self._bound.append(port)
-                self._listening(endpoint, port, "ours")
                 return
 
-    def _listening(self, endpoint: Endpoint, port: Any, origin: str) -> None:
+    def _listen(self, endpoint: Endpoint, number: int, host: str) -> tuple[Any, ...]:
+        """Listen, or hold a port, on which the reactor can't, for it would shut it down for all when it closes it.
+
+        @return: the address. @raise CannotListenError: it can't be had.
+        """
+        if endpoint.factory is None:
+            held = _bound_socket(number, host)
+            self.held.append(Held(endpoint.name, held, ours=True))
+            found: tuple[Any, ...] = held.getsockname()
+            return found
+        port = self._reactor.listenTCP(number, endpoint.factory, backlog=BACKLOG, interface=host)
+        self._bound.append(port)
+        self._let_in_by(endpoint, port)
+        return _address(port)
+
+    def _let_in_by(self, endpoint: Endpoint, port: Any) -> None:
         port.transport = EagerServer
         if not endpoint.always:
             self._for_callers.append(port)
-        address: Any = port.getHost()
+
+    def _listening(self, endpoint: Endpoint, address: tuple[Any, ...], origin: str) -> None:
         self._log.info(
             "listening for {endpoint} on {host} port {port}",
             endpoint=endpoint.name,
-            host=address.host,
-            port=address.port,
+            host=address[0],
+            port=address[1],
             socket=origin,
         )
 
     def _refusal(self, reason: str) -> CannotStart:
         self._log.critical("{reason}", reason=reason)
         return CannotStart(reason)
+
+
+def _address(port: IListeningPort) -> tuple[str, int]:
+    found: Any = port.getHost()
+    return found.host, found.port
+
+
+def _bound_socket(number: int, host: str) -> socket.socket:
+    """A socket that listens, as the reactor would make it."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, number))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise CannotListenError(host, number, error)
+    listening.setblocking(False)
+    return listening
 
 
 _TAKEN = (errno.EACCES, errno.EADDRINUSE)

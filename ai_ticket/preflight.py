@@ -18,6 +18,7 @@ from ai_ticket.memory import MEGABYTE, memory_limit, used_memory
 from ai_ticket.settings import Settings, variables
 from ai_ticket.tokens import parse_tokens
 from ai_ticket.web.tls import CertificateError, certificate_warnings, server_context
+from ai_ticket.workers.cores import worker_count
 
 LEAST_MEMORY = 128 * MEGABYTE
 """The service takes some 60 MB while it does nothing."""
@@ -25,7 +26,14 @@ LEAST_MEMORY = 128 * MEGABYTE
 
 def problems(settings: Settings) -> list[str]:
     """One line for each reason why the service can't start with these settings. Reads files, so it blocks."""
-    return [*_certificate(settings), *_tokens(settings), *_redis(settings), *_backend(settings), *_collector(settings)]
+    return [
+        *_certificate(settings),
+        *_tokens(settings),
+        *_redis(settings),
+        *_backend(settings),
+        *_collector(settings),
+        *_workers(settings),
+    ]
 
 
 def warnings(loaded: Loaded) -> list[str]:
@@ -137,6 +145,11 @@ def _backend(settings: Settings) -> Iterator[str]:
             trust_root(settings.koboldcpp_ca_file)
         except (OSError, ValueError) as error:
             yield problem("KOBOLDCPP_CA_FILE", settings.koboldcpp_ca_file, f"can't be read: {error}")
+
+
+def _workers(settings: Settings) -> Iterator[str]:
+    if worker_count(settings) > 1 and not hasattr(os, "memfd_create"):
+        yield problem("WORKERS", settings.workers, "must be 1 on this system: more needs Linux")
 
 
 def _collector(settings: Settings) -> Iterator[str]:

@@ -95,12 +95,17 @@ class Reloadable:
         certificate_file: str,
         key_file: str,
         tls_profile: Profile,
+        read_certificate: Callable[[], Callable[[], None]] | None = None,
     ):
+        """@param read_certificate: reads the certificate, blocking, and returns what puts it into force; by default
+        it is put into force here.
+        """
         self.token_file = token_file
         self._settings = settings
         self._tls = tls
         self._certificate_files = certificate_file, key_file
         self._tls_profile = tls_profile
+        self._read_certificate = read_certificate or self._read_for_here
         self._one_at_a_time = DeferredLock()
 
     async def reload(self, in_thread: InThread) -> None:
@@ -117,8 +122,13 @@ class Reloadable:
 
     async def _reload_certificate(self, in_thread: InThread) -> None:
         try:
-            self._tls.context = await in_thread(lambda: server_context(*self._certificate_files, self._tls_profile))
+            put_into_force = await in_thread(self._read_certificate)
         except CertificateError as error:
             self._log.error("the certificate read last stays in force: {reason}", reason=str(error))
         else:
+            put_into_force()
             self._log.info("certificate {path} read", path=self._certificate_files[0])
+
+    def _read_for_here(self) -> Callable[[], None]:
+        context = server_context(*self._certificate_files, self._tls_profile)
+        return lambda: setattr(self._tls, "context", context)

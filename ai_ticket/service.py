@@ -11,7 +11,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from ai_ticket.drain import Drain
+from ai_ticket.drain import Ending
 from ai_ticket.listening import Listeners
 from ai_ticket.reload import Reloadable
 from ai_ticket.systemd import Systemd
@@ -47,7 +47,7 @@ class AITicket(MultiService):
         warnings: list[str],
         listeners: Listeners,
         connections: list[Connections],
-        drain: Drain,
+        drain: Ending,
         systemd: Systemd,
         reloadable: Reloadable,
         reload_interval: float,
@@ -94,7 +94,7 @@ class AITicket(MultiService):
         self._logs.start()
         for warning in self._warnings:
             self._log.warn("{warning}", warning=warning)
-        _raise_file_limit()
+        raise_file_limit()
         self._listeners.open()
         for connections in self._connections:
             connections.start()
@@ -201,7 +201,7 @@ class AITicket(MultiService):
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """As many open files as the operator allows: each connection is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

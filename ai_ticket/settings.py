@@ -40,6 +40,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     hsts_seconds: Annotated[
         int, Meta(ge=0, le=63_072_000), _help("max-age of Strict-Transport-Security on HTTPS answers; 0: not sent")
     ] = 0
+    workers: Annotated[
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^(?i:auto)$|^([1-9]|[1-5][0-9]|6[0-4])$",
+                extra={"allowed": "a whole number from 1 to 64, or auto"},
+            ),
+        ],
+        _help("processes that serve callers, for several cores; auto: as many as there are cores"),
+    ] = "1"
     max_connections: Annotated[Count, _help("open connections from callers, the exporter's not counted")] = 10_000
     max_connections_per_client: Annotated[
         Count, _help("open connections from one IP address (IPv6: its /64); of no effect with TRUST_PROXY_COUNT")
@@ -230,14 +240,6 @@ class Settings(Struct, frozen=True, kw_only=True):
         Count, _help("characters of an attribute's value; longer ones are cut")
     ] = 4096
     otel_span_link_count_limit: Annotated[Count, _help("links of a span to others; further ones are left out")] = 128
-
-
-NOT_YET_IN_FORCE = frozenset(
-    """
-    WORKERS
-    """.split()
-)
-"""Variables of the contract whose feature comes later: known, answered with a warning, without effect."""
 
 
 MORE_SPECIFIC = {

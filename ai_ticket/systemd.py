@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import LoopingCall
@@ -28,14 +28,16 @@ class Systemd:
 
     _log = Logger()
 
-    def __init__(self, environ: Mapping[str, str], clock: IReactorTime):
+    def __init__(self, environ: Mapping[str, str], clock: IReactorTime, well: Callable[[], bool] = lambda: True):
+        """@param well: whether the service is, apart from this process's reactor: else the watchdog is not fed."""
+        self._well = well
         self._environ = environ
         self._clock = clock
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._socket: socket.socket | None = None
         self._unsent: deque[bytes] = deque(maxlen=MOST_UNSENT)
         self._retry: IDelayedCall | None = None
-        self._watchdog = LoopingCall(self._tell, "WATCHDOG=1")
+        self._watchdog = LoopingCall(self._feed)
         self._watchdog.clock = clock
         self._stopping = False
 
@@ -85,6 +87,10 @@ class Systemd:
         if self._address is None or not interval.isdigit() or not int(interval) or meant_for != str(os.getpid()):
             return None
         return int(interval) / 1_000_000
+
+    def _feed(self) -> None:
+        if self._well():
+            self._tell("WATCHDOG=1")
 
     def _tell(self, *lines: str) -> None:
         if self._address is not None:

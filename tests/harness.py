@@ -113,7 +113,7 @@ class MemoryPipeline:
         found: Completion = await self.answer()
         return found
 
-    def check_room(self, client: Client, deadline: float) -> None:
+    async def check_room(self, client: Client, deadline: float) -> None:
         if self.refusal is not None:
             raise self.refusal
 

@@ -68,10 +68,10 @@ class FakeReactor(Clock):
 class MemoryLog:
     """A log, its reactor and its reader."""
 
-    def __init__(self, level: str = "INFO", form: Any = "json", payloads: int = 0) -> None:
+    def __init__(self, level: str = "INFO", form: Any = "json", payloads: int = 0, worker: int | None = None) -> None:
         self.reactor = FakeReactor()
         self.reader = Reader()
-        self.logs = Logs(level, form, payloads, reactor=self.reactor, out=self.reader)
+        self.logs = Logs(level, form, payloads, reactor=self.reactor, out=self.reader, worker=worker)
         self.log = Logger("a.logger", observer=self.logs)
 
     def stop(self) -> None:

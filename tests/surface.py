@@ -75,6 +75,10 @@ class Surface:
         return list(parse_responses(transport.value()))
 
 
+async def _metrics(accept: str) -> tuple[bytes, str]:
+    return b"x 1\n", "text/plain; version=0.0.4"
+
+
 def make_surface() -> Surface:
     clock = Clock()
     recorder = Recorded()
@@ -123,7 +127,7 @@ def make_surface() -> Surface:
         *kobold.routes(),
         *health.routes(),
         openapi_route(limits, 20),
-        metrics_route(lambda accept: (b"x 1\n", "text/plain; version=0.0.4")),
+        metrics_route(_metrics),
     ]
     site = Site(
         routes,

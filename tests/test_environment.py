@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ai_ticket.environment import ConfigurationError, Loaded, load, load_again, overridden
-from ai_ticket.settings import NOT_YET_IN_FORCE, variables
+from ai_ticket.settings import variables
 
 BASE = {"AI_TICKET_AUTH_TOKEN": "t"}
 
@@ -166,12 +166,6 @@ def test_unknown_names_get_the_nearest_known_one() -> None:
     found = loaded(KOBOLDCPP_PASWORD="x", AI_TICKET_NONSENSE_XYZ="x", HOME="/", TLSPORT="1")
     assert "KOBOLDCPP_PASWORD: unknown variable; did you mean KOBOLDCPP_PASSWORD?" in found.warnings
     assert len(found.warnings) == 2
-
-
-def test_names_whose_feature_comes_later() -> None:
-    for name in NOT_YET_IN_FORCE:
-        assert loaded(**{name: "5"}).warnings == [f"{name}: not yet in force, the value has no effect"]
-        assert name not in variables()
 
 
 def test_the_defaults_pass_their_own_bounds() -> None:

@@ -70,8 +70,14 @@ def test_clients_with_their_defaults(daemon: Daemon, asked: dict[str, Any]) -> N
 def test_tavern_at_openais_surface(daemon: Daemon) -> None:
     with daemon.client() as client:
         asked = TAVERN_TEXT | {"max_tokens": 4, "stop": []}
-        stream = client.post("/v1/completions", json=asked, headers=AUTH).text
-        assert stream.endswith("data: [DONE]\n\n")
+        *chunks, done = client.post("/v1/completions", json=asked, headers=AUTH).text.split("\n\n")[:-1]
+        assert done == "data: [DONE]"
+        pieces = [json.loads(chunk.removeprefix("data: "))["choices"][0] for chunk in chunks]
+        assert pieces[-1]["finish_reason"] == "length"
+        whole = client.post("/v1/completions", json=asked | {"stream": False}, headers=AUTH).json()
+        [choice] = whole["choices"]
+        assert (len(choice["text"].split()), choice["finish_reason"]) == (4, "length")
+        assert "".join(piece["text"] for piece in pieces) == choice["text"]
 
 
 def test_a_generation_is_watched_and_aborted(daemon: Daemon, fake: str) -> None:

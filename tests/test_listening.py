@@ -1,5 +1,6 @@
 """The ports, on loopback, under a reactor that the tests turn by hand."""
 
+import os
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from twisted.python.failure import Failure
 
 from ai_ticket.listening import HANDSHAKE_SECONDS, CannotStart, Endpoint, Listeners
 from ai_ticket.systemd import PassedSocketError
+from ai_ticket.workers.messages import PassedPort
+from ai_ticket.workers.ports import REST_SECONDS, YIELD_SECONDS, InheritedPorts
 
 HOST = "127.0.0.1"
 
@@ -255,3 +258,154 @@ def test_the_operator_is_always_let_in(world: World) -> None:
     world.listeners.accept(False)
     [port] = world.reactor.getReaders()
     assert lines[1] == f"info: listening for metrics on {HOST} port {port.getHost().port}"
+
+
+class TestHeldForOthers:
+    """Ports that other processes inherit; here the other is another holder of the same descriptors."""
+
+    def test_nobody_is_let_in_here(self, world: World) -> None:
+        world.listeners = world.listening(Endpoint("https", "TLS_PORT", HOST, 0, None))
+        address = world.open()
+        world.connect(address)
+        assert not world.reactor.getReaders()
+        [held] = world.listeners.held
+        assert (held.name, held.ours) == ("https", True)
+        assert not held.listening.getblocking(), "several accept there"
+        found, _ = held.listening.accept()
+        found.close()
+
+    def test_it_stays_open_where_it_is_inherited(self, world: World) -> None:
+        world.listeners = world.listening(Endpoint("https", "TLS_PORT", HOST, 0, None))
+        address = world.open()
+        with world.listeners.held[0].listening.dup() as inherited:
+            done = world.close(world.listeners.close)
+            assert done == [None]
+            world.connect(address)
+            found, _ = inherited.accept()
+            found.close()
+        assert refused(world, address)
+
+    def test_a_passed_one(self, world: World) -> None:
+        world.listeners = world.listening(Endpoint("https", "TLS_PORT", HOST, 1, None))
+        original = socket.create_server((HOST, 0))
+        world.passed = {"https": [original.dup()]}
+        assert world.open() == original.getsockname()
+        [held] = world.listeners.held
+        assert not held.ours
+        world.close(world.listeners.close_at_once)
+        assert held.listening.fileno() == -1
+        original.close()
+
+    def test_one_that_is_taken(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as taken:
+            port = taken.getsockname()[1]
+            listeners = world.listening(Endpoint("http", "HTTP_PORT", HOST, port, None))
+            with logged(), pytest.raises(CannotStart, match=f"HTTP_PORT={port}: can't listen .* already in use"):
+                listeners.open()
+        assert not listeners.held
+
+
+class TestInherited:
+    """Ports as a worker has them."""
+
+    ahead = False
+
+    def look(self, world: World) -> None:
+        """Let the reactor look once, at what it watches."""
+        for port in world.reactor.getReaders():
+            port.doRead()  # type: ignore[attr-defined]
+
+    def inherit(self, world: World, listening: socket.socket, *, ours: bool) -> Any:
+        passed = PassedPort("https", os.dup(listening.fileno()), ours)
+        world.listeners = InheritedPorts(
+            world.reactor,
+            [Endpoint("https", "TLS_PORT", HOST, None, world.accepted)],
+            [passed],
+            ahead=lambda: self.ahead,
+        )
+        world.listeners.open()
+        [port] = world.reactor.getReaders()
+        return port
+
+    def test_callers_are_taken_one_at_a_time_so_that_each_worker_has_some(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            self.inherit(world, held, ours=True)
+            for _ in range(5):
+                world.connect(held.getsockname())
+            for count in (1, 2, 3):
+                self.look(world)
+                assert len(world.accepted.protocols) == count
+                self.look(world)
+                assert len(world.accepted.protocols) == count, "the next is for who is free"
+                world.reactor.advance(REST_SECONDS)
+
+    def test_who_has_more_than_the_others_leaves_them_a_while_and_no_more(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            self.inherit(world, held, ours=True)
+            self.ahead = True
+            for _ in range(2):
+                world.connect(held.getsockname())
+            for count in (1, 2):
+                self.look(world)
+                assert len(world.accepted.protocols) == count - 1
+                world.reactor.advance(YIELD_SECONDS)
+                self.look(world)
+                assert len(world.accepted.protocols) == count
+                world.reactor.advance(REST_SECONDS)
+
+    def test_nobody_is_let_in_for_a_while_also_while_it_rests(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            port = self.inherit(world, held, ours=True)
+            for _ in range(3):
+                world.connect(held.getsockname())
+            port.doRead()
+            world.listeners.accept(False)
+            world.reactor.advance(REST_SECONDS)
+            assert port not in world.reactor.getReaders()
+            world.listeners.accept(True)
+            port.doRead()
+            assert len(world.accepted.protocols) == 2
+            for accept in (False, True):
+                world.listeners.accept(accept)
+            assert port not in world.reactor.getReaders(), "it rests all the same"
+            world.reactor.advance(REST_SECONDS)
+            port.doRead()
+            assert len(world.accepted.protocols) == 3
+
+    def test_closing_while_it_rests(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            self.inherit(world, held, ours=True)
+            for _ in range(2):
+                world.connect(held.getsockname())
+            self.look(world)
+            world.close(world.listeners.close_at_once)
+            world.turn()
+            assert not world.reactor.getDelayedCalls()
+
+    def test_what_is_ours_is_emptied_before_it_closes(self, world: World) -> None:
+        with socket.create_server((HOST, 0), backlog=200) as held:
+            held.setblocking(False)
+            self.inherit(world, held, ours=True)
+            for _ in range(150):
+                world.connect(held.getsockname())
+            done = world.close(world.listeners.close)
+            world.reactor.advance(HANDSHAKE_SECONDS)
+            world.turn()
+            assert len(world.accepted.protocols) == 150
+            assert done == [None]
+
+    def test_what_was_passed_is_let_go_and_nobody_there_is_lost(self, world: World) -> None:
+        with socket.create_server((HOST, 0)) as held:
+            held.setblocking(False)
+            self.inherit(world, held, ours=False)
+            world.connect(held.getsockname())
+            done = world.close(world.listeners.close)
+            world.turn()
+            assert done == [None]
+            assert not world.accepted.protocols
+            found, _ = held.accept()
+            found.close()

@@ -23,6 +23,14 @@ def test_servers_elsewhere_need_nothing_on_this_machine() -> None:
     assert not [problem for problem in problems if problem.startswith("KOBOLDCPP")]
 
 
+def test_several_processes_need_what_only_linux_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = "WORKERS='2': must be 1 on this system: more needs Linux"
+    assert found not in preflight.problems(Settings(workers="2"))
+    monkeypatch.delattr(os, "memfd_create")
+    assert found in preflight.problems(Settings(workers="2"))
+    assert found not in preflight.problems(Settings(workers="1"))
+
+
 def warned(tmp_path: Path, **environ: str) -> list[str]:
     return preflight.warnings(
         load(

@@ -87,6 +87,21 @@ def test_an_abstract_name() -> None:
     manager.socket.close()
 
 
+def test_the_watchdog_is_not_fed_while_a_worker_hangs(manager: Manager, path: str) -> None:
+    well = True
+    environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "30000000"}
+    systemd = Systemd(environ, manager.clock, well=lambda: well)
+    systemd.ready("serving")
+    manager.heard()
+    well = False
+    manager.clock.advance(15)
+    assert manager.heard() == []
+    well = True
+    manager.clock.advance(15)
+    assert manager.heard() == [["WATCHDOG=1"]]
+    systemd.stop()
+
+
 @pytest.mark.parametrize("address", ["", "vsock:2:1234"])
 def test_nobody_to_tell(address: str) -> None:
     clock = Clock()

@@ -16,7 +16,10 @@ CHAT, TEXT = "chat", "text_completion"
 
 
 class Attempt:
-    """A context in which an attempt is made. Whatever ends it, ends with it."""
+    """A context in which an attempt is made. Whatever ends it, ends with it.
+
+    `begun`: the clock's time when it began.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class Attempt:
         self._endpoint = endpoint
         self._clock = clock
         self._recorder = recorder
-        self._begun = clock.seconds()
+        self.begun = clock.seconds()
         self._first_token: float | None = None
         self._completion: Completion | None = None
         self.span = parent.child(SPAN, kind="client")
@@ -62,7 +65,7 @@ class Attempt:
     def token_came(self) -> None:
         """Some text of the answer has come."""
         if self._first_token is None:
-            self._first_token = self._clock.seconds() - self._begun
+            self._first_token = self._clock.seconds() - self.begun
 
     def completed(self, completion: Completion) -> None:
         """The answer is complete."""
@@ -73,7 +76,7 @@ class Attempt:
     ) -> None:
         outcome = _outcome(error)
         completion = self._completion
-        seconds = self._clock.seconds() - self._begun
+        seconds = self._clock.seconds() - self.begun
         usage = None if completion is None else completion.usage
         self._recorder.attempt_ended(
             AttemptOutcome(self._backend, self._endpoint, outcome, seconds, self._first_token, usage)

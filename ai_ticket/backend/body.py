@@ -26,8 +26,19 @@ class Body:
     `ApiResponseFormatError` where it is not HTTP, and with what the callable raises.
     """
 
-    def __init__(self, clock: IReactorTime, received: Callable[[bytes], None], first: float, idle: float):
-        """@param first, idle: the longest silence in seconds before the first data, and after it (see `alive`)."""
+    def __init__(
+        self,
+        clock: IReactorTime,
+        received: Callable[[bytes], None],
+        first: float,
+        idle: float,
+        *,
+        since: float | None = None,
+    ):
+        """@param first, idle: the longest silence in seconds before the first data, and after it (see `alive`).
+
+        @param since: the clock's time from which on `first` counts, where that is not now.
+        """
         self._clock = clock
         self._received: Callable[[bytes], None] | None = received
         self._begun = False
@@ -37,7 +48,8 @@ class Body:
         self._response: Response | None = None
         self._paused = False
         self.finished: Deferred[None] = Deferred(self._cancelled)
-        self._silence = clock.callLater(max(0.0, first), self._timed_out)
+        waited = 0.0 if since is None else clock.seconds() - since
+        self._silence = clock.callLater(max(0.0, first - waited), self._timed_out)
 
     def read(self, response: Response) -> Deferred[None]:
         """Begin to read; the result is `finished`."""

@@ -41,6 +41,7 @@ class _Logprobs(Struct, gc=False):
 
 
 class _Choice(Struct, gc=False):
+    index: int | None = None
     delta: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
@@ -146,14 +147,15 @@ class _OpenAIEndpoint(Endpoint, frozen=True):
         if chunk.choices is None and chunk.usage is None:
             raise ApiResponseStructureError("an event of the stream has no choices")
         for choice in chunk.choices or ():
-            _read_choice(choice, generation)
+            if not choice.index:  # one answer is asked for: what a server gives beyond it is none of its text
+                _read_choice(choice, generation)
         generation.model = chunk.model or generation.model
         if chunk.usage is not None:
             generation.usage = chunk.usage.whole()
         if generation.relay is not None and generation.relay.framed:
             if chunk.choices:
                 generation.relay.take(data, last=generation.finish_reason is not None)
-            else:
+            elif chunk.usage is not None:
                 generation.relay.take_counts(data, generation.usage)
 
 

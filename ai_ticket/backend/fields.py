@@ -21,7 +21,7 @@ _NATIVE = {
 
 _KOBOLDCPP_OPENAI = {"mirostat": "mirostat_mode"}
 
-_CHAT_ALONE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
+_CHAT_ALONE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format", "logprobs"})
 _PENALTIES = ("presence_penalty", "frequency_penalty")
 
 
@@ -52,11 +52,11 @@ def refused(event: Event, state: BackendState, *, chat: bool, openai: bool) -> s
             return name
         if name == "tools" and state.tools is False:
             return name
-        if name == "logprobs" and (not openai or state.kind in (KOBOLDCPP, KOBOLD_API)):
+        if name == "logprobs" and state.kind in (KOBOLDCPP, KOBOLD_API):
             return name  # it has them, but not in a stream
     if _one_penalty(state.kind, openai=openai) and all(_number(extra, name) for name in _PENALTIES):
         return "frequency_penalty"
-    return samplers.missing(extra, state.kind)
+    return samplers.missing(extra, state.kind, event.raw_prompt or "")
 
 
 def _names(kind: str | None, *, openai: bool) -> dict[str, str]:

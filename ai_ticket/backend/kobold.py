@@ -99,11 +99,16 @@ class KoboldBackend:
             context_length=info.context_length,
             tools=info.tools,
         )
-        # It may be another server, or another version meanwhile: which endpoints it has is open again.
-        self._missing = {one for one in ENDPOINTS if one.openai} if info.kind == KOBOLD_API else set()
-        self._server.keeps_connections = info.kind == LLAMACPP
-        self._state = found
+        self.adopt(found)
         return found
+
+    def adopt(self, state: BackendState) -> None:
+        """Go by what a probe has found, or an attempt: here, or in another process."""
+        if state.up:
+            # It may be another server, or another version meanwhile: which endpoints it has is open again.
+            self._missing = {one for one in ENDPOINTS if one.openai} if state.kind == KOBOLD_API else set()
+            self._server.keeps_connections = state.kind == LLAMACPP
+        self._state = state
 
     async def tokenize(self, text: str) -> Tokens | None:
         """The text's tokens by the server's own count; None where it does not tell."""
@@ -177,8 +182,7 @@ class KoboldBackend:
     async def _generate(
         self, endpoint: Endpoint, event: Event, deadline: float, sink: Sink | None, attempt: Attempt
     ) -> Generation:
-        begun = self._clock.seconds()
-        left = deadline - begun
+        left = deadline - attempt.begun
         first_token = min(left, self._timeouts.first_token or left)
         key = self._new_key()
         generation = self._generation(endpoint, event, sink)
@@ -187,11 +191,10 @@ class KoboldBackend:
             response = await self._server.post(
                 endpoint.path, payload, first_token, generation.was_sent, attempt.span.headers()
             )
-            left = first_token - (self._clock.seconds() - begun)
             if endpoint.streams and response.media_type == "text/event-stream":
-                await self._read_stream(response, endpoint, generation, left, attempt)
+                await self._read_stream(response, endpoint, generation, first_token, attempt)
             else:
-                await self._read_whole(response, endpoint, generation, left)
+                await self._read_whole(response, endpoint, generation, first_token, attempt)
             if generation.finish_reason == "error":
                 raise ApiServerError("the server says that generating failed")
         except CancelledError:
@@ -261,7 +264,7 @@ class KoboldBackend:
             elif generation.begun:
                 body.alive()
 
-        body = Body(self._clock, received, first=first_token, idle=self._timeouts.idle)
+        body = Body(self._clock, received, first=first_token, idle=self._timeouts.idle, since=attempt.begun)
         reading = body.read(response)
         if generation.sink is not None:
             generation.sink.attach(body)
@@ -269,9 +272,11 @@ class KoboldBackend:
         if generation.finish_reason is None:
             raise ApiResponseStructureError("the stream ended without its end")
 
-    async def _read_whole(self, response: Response, endpoint: Endpoint, generation: Generation, timeout: float) -> None:
+    async def _read_whole(
+        self, response: Response, endpoint: Endpoint, generation: Generation, timeout: float, attempt: Attempt
+    ) -> None:
         """An answer in one piece: from the endpoint that has no stream, or a server that ignores our asking for one."""
-        body = await self._server.read(response, timeout, LARGEST_BODY)
+        body = await self._server.read(response, timeout, LARGEST_BODY, since=attempt.begun)
         if endpoint.streams:
             raise _not_a_stream(response, body)
         endpoint.read(body, generation)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ai_ticket.backend.circuit import Circuit
+from ai_ticket.backend.counting import Counting
 from ai_ticket.backend.retry import RetryBudget, RetryPolicy
-from ai_ticket.backend.slots import BUSY_SECONDS, Lease, Member, SlotTable, Verdict
+from ai_ticket.backend.slots import Lease, Member, SlotTable, Verdict
 from ai_ticket.errors import (
     ApiAuthenticationError,
     ApiConnectionError,
@@ -23,7 +23,6 @@ from ai_ticket.errors import (
     DeadlineExceeded,
     DomainError,
     NoBackendAvailable,
-    Overloaded,
     UnsupportedParameter,
 )
 from ai_ticket.event import Completion, Event
@@ -42,9 +41,6 @@ _FAILURES = (
 
 _CURABLE_ELSEWHERE = (ApiAuthenticationError, ApiEndpointMissing, UnsupportedParameter)
 """What trying again at the same backend can't help."""
-
-MOST_COUNTS = 64
-"""Texts that may wait for being counted."""
 
 _log = Logger()
 
@@ -72,7 +68,7 @@ class Pool:
             for rank, equals in enumerate(ranks)
             for backend in equals
         ]
-        self._counting = DeferredLock()
+        self._counting = Counting([member.backend for member in self._table.members])
         # As many retries as there are slots are always to be had: a backend that dies fails no more at once.
         self._budget = RetryBudget(clock, lambda: sum(state.slots for state in self.states))
 
@@ -117,20 +113,8 @@ class Pool:
         return self.state
 
     async def tokenize(self, text: str) -> Tokens | None:
-        """The text's tokens by the count of the first that is up and tells; None where none does.
-
-        Those who ask wait for each other: that a server is told to stop a generation must not wait for all of them.
-
-        @raise Overloaded: too many wait. Otherwise as `Backend.tokenize`.
-        """
-        if len(self._counting.waiting) >= MOST_COUNTS:
-            raise Overloaded("too many texts are being counted", retry_after=BUSY_SECONDS)
-        async with self._counting:
-            for member in self.members:
-                tokens = await member.backend.tokenize(text) if member.state.up else None
-                if tokens is not None:
-                    return tokens
-        return None
+        """The text's tokens; see `Counting`."""
+        return await self._counting.tokenize(text)
 
     async def settle(self) -> None:
         """Wait until each of them has been told of every generation that was to be stopped, or could not be."""

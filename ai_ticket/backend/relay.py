@@ -110,19 +110,20 @@ class Relay:
         }
 
     def _renamed(self, chunk: bytes) -> bytes:
-        """The chunk with our id and model.
+        """The chunk with our id and model, on one line.
 
         A stream's chunks all have the same, so the bytes to put in their place are found out once. Within a text quotes
-        are escaped: those bytes are not in any.
+        are escaped: those bytes are not in any. But the call of a tool may have the same id, as an empty one.
         """
+        chunk = chunk.replace(b"\n", b" ")  # an event may have several lines; within a text they are escaped too
         if self._swaps is None:
             self._swaps = self._find_swaps(chunk)
         if not self._swaps:
             return self._reframed(chunk)
         (id, our_id), (model, our_model) = self._swaps
-        if id not in chunk or model not in chunk:
+        if chunk.count(id) != 1 or chunk.count(model) != 1:
             return self._reframed(chunk)
-        return chunk.replace(id, our_id, 1).replace(model, our_model, 1)
+        return chunk.replace(id, our_id).replace(model, our_model)
 
     def _find_swaps(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
         """What is to be put for what; nothing where that can't be told."""

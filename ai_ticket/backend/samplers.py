@@ -16,13 +16,14 @@ class Sampler(Struct, frozen=True):
     """One of them. `llamacpp` is what llama.cpp calls the same, if it has it.
 
     With one of the `neutral` values it does nothing, nor where the one that it is a detail `of` does nothing. A `hint`
-    only refines what is done anyway: it is left out without a word.
+    only refines what is done anyway: it is left out without a word. So is what is for a `mark` that the prompt has not.
     """
 
     llamacpp: str | None = None
     neutral: tuple[object, ...] = ()
     of: str | None = None
     hint: bool = False
+    mark: str = ""
 
 
 SAMPLERS = {
@@ -59,8 +60,10 @@ SAMPLERS = {
     "bypass_eos": Sampler(None, (False,)),
     "render_special": Sampler(None, (False,)),
     "trim_stop": Sampler(None, (True,)),
-    "replace_instruct_placeholders": Sampler(None, (False,)),
+    "replace_instruct_placeholders": Sampler(None, (False,), mark="{{["),
     "singleline": Sampler(None, (False,)),
+    "reasoning_effort": Sampler(None, ("", "auto", "high", "xhigh", "max")),
+    "thinking_budget_tokens": Sampler(None, (-1,)),
 }
 
 
@@ -78,15 +81,15 @@ def equivalents(extra: Mapping[str, str], kind: str | None) -> dict[str, str]:
     return found
 
 
-def missing(extra: Mapping[str, str], kind: str | None) -> str | None:
-    """The first of them that would do something, and that such a server has no equivalent of."""
+def missing(extra: Mapping[str, str], kind: str | None, prompt: str) -> str | None:
+    """The first of them that would do something to this prompt, and that such a server has no equivalent of."""
     if kind not in (LLAMACPP, OPENAI):
         return None
     for name in extra:
         sampler = SAMPLERS.get(name)
         if sampler is None or sampler.hint or (kind == LLAMACPP and sampler.llamacpp is not None):
             continue
-        if _active(name, extra):
+        if sampler.mark in prompt and _active(name, extra):
             return name
     return None
 

@@ -118,9 +118,12 @@ class ModelServer:
             raise await self._refusal(response)
         return decode(await self.read(response, timeout), type)
 
-    async def read(self, response: Response, timeout: float, limit: int = LARGEST_SMALL_BODY) -> bytes:
+    async def read(
+        self, response: Response, timeout: float, limit: int = LARGEST_SMALL_BODY, *, since: float | None = None
+    ) -> bytes:
         """The whole body of a small answer.
 
+        @param since: the clock's time from which on the time-out counts, where that is not now.
         @raise DomainError: it does not come in time, is too large, or breaks off.
         """
         chunks: list[bytes] = []
@@ -133,7 +136,7 @@ class ModelServer:
                 raise ApiResponseFormatError(f"the answer is larger than {limit} bytes")
             chunks.append(data)
 
-        await Body(self._clock, received, first=timeout, idle=timeout).read(response)
+        await Body(self._clock, received, first=timeout, idle=timeout, since=since).read(response)
         return b"".join(chunks)
 
     async def _request(

@@ -209,8 +209,8 @@ def _text(fields: Fields, name: str) -> str | None:
 
 
 def _header(headers: Headers, name: str) -> str | None:
-    values = headers.getRawHeaders(name, [])
-    return values[0] if values else None
+    values = headers.getRawHeaders(name.encode(), [])  # as text, they would have to be UTF-8
+    return values[0].decode("latin-1") if values else None
 
 
 def _seconds(text: str | None) -> int | None:

@@ -116,7 +116,16 @@ class FairPipeline(Service):
         """Which place in the queue it has, 1 being the next; None once it has begun."""
         return self._queue.position(job) if job in self._waiting else None
 
-    def check_room(self, client: Client, deadline: float) -> None:
+    def is_roomy(self, seconds: float) -> bool:
+        """Whether there is plenty of room, for events of anybody with half of so many seconds left or more."""
+        try:
+            self._check_backend()
+        except DomainError:
+            return False
+        in_time = not self._forecast.measured or 2 * self._wait(len(self._queue) + 1) <= seconds
+        return not self._stopped and in_time and 2 * self._queue.interactive < self._queue_limit
+
+    async def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in. One that would not has ended thereby.
 
         @raise DomainError: what `submit` would raise, or `NoBackendAvailable`.

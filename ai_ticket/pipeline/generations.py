@@ -103,9 +103,9 @@ class Generations:
         """How many events a batch is to offer at a time."""
         return self._pipeline.batch_window
 
-    def check_room(self, client: Client, deadline: float) -> None:
+    async def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in."""
-        self._pipeline.check_room(client, deadline)
+        await self._pipeline.check_room(client, deadline)
 
     def position(self, job: Job) -> int | None:
         """Which place in the queue it has."""

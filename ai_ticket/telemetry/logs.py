@@ -52,16 +52,25 @@ class Logs:
     _log = Logger()
 
     def __init__(
-        self, level: str, form: Literal["json", "text"], payloads: int, *, reactor: Any, out: Stream | None = None
+        self,
+        level: str,
+        form: Literal["json", "text"],
+        payloads: int,
+        *,
+        reactor: Any,
+        out: Stream | None = None,
+        worker: int | None = None,
     ):
         """
         @param payloads: how many to log a minute, at DEBUG.
+        @param worker: which of several processes it is, as each of its lines then says.
         @param out: where lines go; the process's own standard output by default, also where twistd has taken it.
         """
         self._reactor = reactor
         self._stream = standard_output() if out is None else out
         coloured = isinstance(self._stream, Descriptor) and self._stream.coloured
-        self._format: Callable[[Event], bytes] = json_line if form == "json" else partial(text_line, colours=coloured)
+        line: Callable[[Event], bytes] = json_line if form == "json" else partial(text_line, colours=coloured)
+        self._format = line if worker is None else lambda event: line({"worker": worker, **event})
         self._output = Output(self._stream, self._dropped_line)
         self._repeats = Repeats()
         self._repeats_lock = threading.RLock()

@@ -42,6 +42,10 @@ class Descriptor:
         self._room = select.poll()
         self._room.register(fd, select.POLLOUT)
 
+    def fileno(self) -> int:
+        """The descriptor, for other processes to inherit."""
+        return self._fd
+
     @property
     def coloured(self) -> bool:
         """Whether it is a terminal whose user has not asked for plain text (https://no-color.org)."""

@@ -1,6 +1,6 @@
 """Prometheus metrics of the HTTP surface, in a registry of their own."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 from prometheus_client import (
@@ -14,6 +14,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket import __version__
@@ -136,16 +138,25 @@ class Metrics:
         self._lag.observe(seconds)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All families, and the type of the text: OpenMetrics, with exemplars, for who accepts it."""
-        if wants_openmetrics(accept):
-            text: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
-            return text, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        """All families, as `rendered`."""
+        return rendered(self._registry, accept)
+
+
+def rendered(families: Collector, accept: str) -> tuple[bytes, str]:
+    """All families, and the type of the text: OpenMetrics, with exemplars, for who accepts it."""
+    if wants_openmetrics(accept):
+        text: bytes = openmetrics.generate_latest(families)  # type: ignore[no-untyped-call]
+        return text, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(families), CONTENT_TYPE_PLAIN_0_0_4
 
 
 def wants_openmetrics(accept: str) -> bool:
     """Whether an Accept header names OpenMetrics."""
     return "application/openmetrics-text" in accept
+
+
+Render = Callable[[str], Awaitable[tuple[bytes, str]]]
+"""The metrics and the type of their text, for an Accept header."""
 
 
 class _Scrape(Struct, frozen=True):
@@ -158,17 +169,18 @@ class _Scrape(Struct, frozen=True):
 class Scrapes:
     """What scrapers get: each form is rendered at most once a second, however many ask, for it takes milliseconds."""
 
-    def __init__(self, render: Callable[[str], tuple[bytes, str]], clock: IReactorTime):
-        """@param render: makes the text and its type for an Accept header."""
+    def __init__(self, render: Render, clock: IReactorTime):
         self._render = render
         self._clock = clock
         self._last: dict[bool, _Scrape] = {}
+        self._one_at_a_time = DeferredLock()
 
-    def get(self, accept: str) -> tuple[bytes, str]:
+    async def get(self, accept: str) -> tuple[bytes, str]:
         """The text and its type for an Accept header."""
-        form = wants_openmetrics(accept)
-        now = self._clock.seconds()
-        last = self._last.get(form)
-        if last is None or not 0 <= now - last.made < SCRAPE_SECONDS:
-            last = self._last[form] = _Scrape(now, self._render(accept))
-        return last.answer
+        async with self._one_at_a_time:
+            form = wants_openmetrics(accept)
+            now = self._clock.seconds()
+            last = self._last.get(form)
+            if last is None or not 0 <= now - last.made < SCRAPE_SECONDS:
+                last = self._last[form] = _Scrape(now, await self._render(accept))
+            return last.answer

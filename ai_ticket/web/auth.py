@@ -4,7 +4,7 @@ import hmac
 import os
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
@@ -113,12 +113,19 @@ def _given_token(request: Request) -> bytes | None:
     return request.headers.get(b"x-api-key", b"").strip() or None
 
 
+class AcceptsTokens(Protocol):
+    """An `Authenticator`, as far as the token file goes."""
+
+    def accept(self, tokens: list[Token]) -> None:
+        """From now on accept these of the token file, in the place of those before."""
+
+
 class TokenFile:
     """The token file, read again when it has changed. What can't be read leaves the last good tokens in force."""
 
     _log = Logger()
 
-    def __init__(self, path: str, authenticator: Authenticator):
+    def __init__(self, path: str, authenticator: AcceptsTokens):
         self._path = path
         self._authenticator = authenticator
         self._seen: tuple[int, ...] | None = None

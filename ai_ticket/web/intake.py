@@ -68,7 +68,7 @@ class Intake:
         require_type(request, JSON)
         require_size(request, self.max_body)
         deadline = request.arrived + self.request_timeout
-        self.pipeline.check_room(client, deadline)
+        await self.pipeline.check_room(client, deadline)
         begun = self.clock.seconds()
         body = await request.read_body(self.max_body)
         request.elsewhere = self.clock.seconds() - begun

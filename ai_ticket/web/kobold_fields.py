@@ -15,6 +15,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=1_048_576)]
 """Of tokens: more than any context has, and not so many that a server can't keep as many."""
 
+Repetition = Annotated[float, Meta(ge=0, le=100)]
 Texts = Annotated[list[str], Meta(max_length=1024)]
 
 
@@ -25,7 +26,7 @@ class Samplers(Struct, kw_only=True):
     tfs: Share | None = None
     top_a: Amount | None = None
     nsigma: Number | None = None
-    rep_pen: Annotated[float, Meta(ge=0, le=100)] | None = None
+    rep_pen: Repetition | None = None
     rep_pen_range: Count | None = None
     rep_pen_slope: Amount | None = None
     sampler_order: Annotated[list[Annotated[int, Meta(ge=0, le=15)]], Meta(max_length=16)] | None = None
@@ -58,12 +59,15 @@ class Samplers(Struct, kw_only=True):
     trim_stop: bool | None = None
     replace_instruct_placeholders: bool | None = None
     singleline: bool | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=16)] | None = None
+    thinking_budget_tokens: Annotated[int, Meta(ge=-1, le=1_048_576)] | None = None
 
 
 class GenerateFields(Samplers, kw_only=True):
     """`POST /api/v1/generate` and `POST /api/extra/generate/stream`.
 
     `max_context_length` is checked and no more: a prompt is never cut here, so the model's own context is what counts.
+    From `use_default_badwordsids` to `custom_token_bans`: other ways to ask for what a sampler does.
     """
 
     prompt: str
@@ -79,6 +83,10 @@ class GenerateFields(Samplers, kw_only=True):
     genkey: Annotated[str, Meta(max_length=128)] | None = None
     n: int | None = None
     use_default_badwordsids: bool | None = None
+    repetition_penalty: Repetition | None = None
+    repeat_penalty: Repetition | None = None
+    banned_strings: Texts | None = None
+    custom_token_bans: str | None = None
 
     logprobs: bool | int | None = None
     images: Raw | UnsetType = UNSET
@@ -93,7 +101,6 @@ class TavernFields(GenerateFields, kw_only=True):
     seed: Annotated[int, Meta(ge=-1, le=LARGEST_SEED)] | None = None
     stop: str | Texts | None = None
     stream: bool | None = None
-    banned_strings: Texts | None = None
 
 
 class KeyFields(Struct):

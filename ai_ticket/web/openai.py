@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import DomainError
@@ -12,11 +13,12 @@ from ai_ticket.event import Chunks, Completion, Event, EventLimits
 from ai_ticket.interfaces import BackendState
 from ai_ticket.web.intake import Intake
 from ai_ticket.web.kobold_requests import is_tavern, read_tavern
+from ai_ticket.web.kobold_tavern import TavernFraming
 from ai_ticket.web.openai_faults import ModelNotFound, openai_error_event
 from ai_ticket.web.openai_requests import read_chat, read_text
 from ai_ticket.web.request import Request, Response
 from ai_ticket.web.site import Route, json_response
-from ai_ticket.web.streaming import Streamed
+from ai_ticket.web.streaming import Framing, Streamed
 
 CHAT, TEXT, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
 OWNER = "ai-ticket"
@@ -45,7 +47,7 @@ class _Form:
         self._limits = limits
         self._clock = clock
 
-    def framing(self, event: Event, request: Request) -> _Framing:
+    def framing(self, event: Event, request: Request) -> Framing:
         """How the pieces of an answer look."""
         return _Framing()
 
@@ -90,16 +92,30 @@ class TextForm(_Form):
 
     path = TEXT
 
+    def __init__(self, limits: EventLimits, clock: IReactorTime, names: Callable[[], list[str]]):
+        """@param names: of the models that the backends have."""
+        super().__init__(limits, clock)
+        self._names = names
+
     def read(self, body: bytes, request: Request) -> Event:
         """What a request asks for."""
-        id, now = f"cmpl-{request.id}", self._clock.seconds()
         if is_tavern(body):
-            return read_tavern(body, self._limits, Chunks(id, int(now)))
-        return read_text(body, self._limits, id=id, now=now)
+            return read_tavern(body, self._limits)
+        return read_text(body, self._limits, id=f"cmpl-{request.id}", now=self._clock.seconds())
 
     def whole(self, completion: Completion, event: Event, request: Request) -> Response:
         """The answer in one piece."""
+        event = event if event.chunks is not None else replace(event, chunks=self._tavern_chunks(request))
         return self._answer("text_completion", {"text": completion.text, "logprobs": None}, completion, event)
+
+    def framing(self, event: Event, request: Request) -> Framing:
+        """How the pieces of an answer look."""
+        if event.chunks is not None:
+            return super().framing(event, request)
+        return TavernFraming(self._tavern_chunks(request), next(iter(self._names()), "unknown"))
+
+    def _tavern_chunks(self, request: Request) -> Chunks:
+        return Chunks(f"cmpl-{request.id}", int(self._clock.seconds()))
 
 
 class OpenAIRoutes:
@@ -110,16 +126,16 @@ class OpenAIRoutes:
     ):
         self._intake = intake
         self._chat = ChatForm(limits, clock)
-        self._text = TextForm(limits, clock)
+        self._text = TextForm(limits, clock, self._names)
         self._backends = backends
         self._started = int(clock.seconds())
 
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route(CHAT, {"POST": self.post_chat}, traced=True),
-            Route(TEXT, {"POST": self.post_text}, traced=True),
-            Route(MODELS, {"GET": self.get_models}),
+            Route(CHAT, {"POST": self.post_chat}, traced=True, aliases=(f"{CHAT}/",)),
+            Route(TEXT, {"POST": self.post_text}, traced=True, aliases=(f"{TEXT}/",)),
+            Route(MODELS, {"GET": self.get_models}, aliases=(f"{MODELS}/",)),
             Route(f"{MODELS}/{{id}}", {"GET": self.get_model}),
         ]
 

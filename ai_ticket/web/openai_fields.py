@@ -24,26 +24,33 @@ Counted = Annotated[int, Meta(ge=0, le=20)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-class Part(Struct, gc=False):
-    """A part of a message's content."""
+class Part(Struct, forbid_unknown_fields=True, gc=False):
+    """A part of a message's content. `cache_control`, which some clients send, changes nothing here."""
 
     type: str
     text: str | None = None
+    cache_control: Raw | UnsetType = UNSET
+    image_url: None = None
+    input_audio: None = None
+    file: None = None
+    refusal: None = None
 
 
-class CalledFunction(Struct, gc=False):
-    """What was called; `arguments` is JSON text as the model wrote it."""
+class CalledFunction(Struct, forbid_unknown_fields=True, gc=False):
+    """What was called; `arguments` is JSON text as the model wrote it. The last: the SDK's own reading of it."""
 
     name: str
     arguments: str
+    parsed_arguments: Raw | UnsetType = UNSET
 
 
-class Call(Struct, gc=False):
-    """A call of a tool, as it was in an answer."""
+class Call(Struct, forbid_unknown_fields=True, gc=False):
+    """A call of a tool, as it was in an answer; `index` is its place in a stream."""
 
     id: str
     function: CalledFunction
     type: Literal["function"] = "function"
+    index: int | None = None
 
 
 class ChatMessage(Struct, forbid_unknown_fields=True, gc=False):
@@ -57,6 +64,7 @@ class ChatMessage(Struct, forbid_unknown_fields=True, gc=False):
     refusal: str | None = None
     reasoning_content: str | None = None
     annotations: Raw | UnsetType = UNSET
+    parsed: Raw | UnsetType = UNSET
     audio: None = None
     function_call: None = None
 
@@ -77,13 +85,13 @@ class Tool(Struct, forbid_unknown_fields=True):
     function: OfferedFunction
 
 
-class NamedFunction(Struct):
+class NamedFunction(Struct, forbid_unknown_fields=True):
     """One of those that are offered."""
 
     name: str
 
 
-class Choice(Struct):
+class Choice(Struct, forbid_unknown_fields=True):
     """A choice of the tool that is to be called."""
 
     type: Literal["function"]

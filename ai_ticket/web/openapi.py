@@ -1,8 +1,11 @@
 """The description of the whole HTTP surface, in OpenAPI 3.1: served at `/openapi.json`, to anyone.
 
 What the fields of requests are comes from the types that read them, so it can't say anything else.
+`python -m ai_ticket.web.openapi > openapi.yaml` writes it as YAML with the limits that are there unless others are
+set; that takes PyYAML.
 """
 
+import sys
 from typing import Any
 
 import msgspec
@@ -255,3 +258,11 @@ def _failure(form: str, status: int) -> Json:
 _HEADERS: Json = {
     "X-Request-ID": {"schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}, "required": True},
 }
+
+
+if __name__ == "__main__":
+    from ai_ticket.settings import Settings  # of which the room knows nothing
+
+    unset = Settings()
+    described = document(EventLimits(unset.max_tokens_limit, unset.default_max_tokens), unset.max_batch_events)
+    sys.stdout.buffer.write(msgspec.yaml.encode(described))

@@ -53,6 +53,7 @@ def _requests(limits: EventLimits) -> Json:
         "prompt": {"anyOf": [_WORD, _list(_WORD, minItems=1, maxItems=1)]},
         "best_of": _nullable({"const": 1}),
         "echo": _nullable({"const": False}),
+        "suffix": _nullable({"const": ""}),
     }
     nothing = _nullable(_list(_TEXT, maxItems=0))
     found["GenerateFields"]["properties"] |= {
@@ -60,6 +61,7 @@ def _requests(limits: EventLimits) -> Json:
         "logit_bias": _nullable(_bias({"type": "number"})),
         "max_length": tokens,
         "n": _nullable({"const": 1}),
+        "logprobs": _nullable({"enum": [False, 0]}),
         "images": nothing,
         "audio": nothing,
     }

@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -185,11 +185,11 @@ def _public(state: BackendState) -> dict[str, Any]:
     }
 
 
-def metrics_route(render: Callable[[str], tuple[bytes, str]]) -> Route:
+def metrics_route(render: Callable[[str], Awaitable[tuple[bytes, str]]]) -> Route:
     """`/metrics`. `render` gives the text and its type for an Accept header."""
 
     async def get_metrics(request: Request) -> Response:
-        text, content_type = render(request.headers.get(b"accept", b"").decode("latin-1"))
+        text, content_type = await render(request.headers.get(b"accept", b"").decode("latin-1"))
         return Response(200, text, content_type.encode())
 
     return Route("/metrics", {"GET": get_metrics})

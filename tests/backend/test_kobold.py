@@ -367,6 +367,19 @@ def test_the_first_token_has_a_timeout_of_its_own(pieces: list[bytes]) -> None:
     assert world.server.transports[0].lost
 
 
+@pytest.mark.parametrize("head", [OK, b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n"])
+def test_what_is_said_is_what_was_allowed_in_all(head: bytes) -> None:
+    """Not what was left of it when the answer's head had come."""
+    world = World({CHAT: Answer([], ends=None)}, first_token=3.0)
+    answering = world.begin()
+    world.clock.advance(2.0)
+    world.server.transports[0].protocol_.dataReceived(head)
+    world.clock.advance(0.9)
+    assert not answering.called
+    world.clock.advance(0.2)
+    assert world.fault_of(answering) == ("deadline_exceeded", "the model server was silent for 3 s")
+
+
 def test_connecting_for_ever_ends_too() -> None:
     world = World({}, first_token=3.0)
     world.server.never_connect()

@@ -231,6 +231,12 @@ def test_logprobs() -> None:
     assert json.loads(completion.logprobs or "") == [{"token": "a"}, {"token": "b"}]
 
 
+def test_logprobs_of_a_text_are_refused() -> None:
+    """No surface has a place for them in its answers."""
+    world = probed({**LLAMA, TEXT: stream({"choices": [{"text": "x", "finish_reason": "stop"}]}, "[DONE]")})
+    assert world.fault_of(world.begin(raw(logprobs="true"))) == ("unsupported_parameter", "logprobs")
+
+
 @pytest.mark.parametrize("name", ["koboldcpp/chat-stream-usage.txt", "llamacpp/chat-stream-usage.txt"])
 def test_chunks_go_on_as_they_were_framed(name: str) -> None:
     """But for their id and model, not a byte is another; neither the counts nor [DONE] are among them."""
@@ -343,6 +349,43 @@ def test_a_text_that_looks_like_a_frame() -> None:
     sink, _ = relayed(world, chat(CHUNKS))
     assert sink.text == 2 * tricky
     assert {one["id"] for one in sink.chunks} == {"chatcmpl-ours"}
+
+
+def test_an_event_of_several_lines() -> None:
+    """Callers get it on one: a bare line would be none of the event's."""
+    lines = [json.dumps(chunk({"content": "a\nb"}), indent=1).replace("\n", "\ndata: ") for _ in range(2)]
+    world = probed({**LLAMA, CHAT: stream(*lines, chunk({}, "stop"), "[DONE]")})
+    sink, _ = relayed(world, chat(CHUNKS))
+    assert sink.text == 2 * "a\nb"
+    assert all(line == b"" or line.startswith(b"data: ") for line in sink.data.split(b"\n"))
+
+
+def test_a_call_with_the_id_of_its_frame() -> None:
+    """As where a server leaves both empty."""
+    call = {"index": 0, "id": "", "function": {"name": "f", "arguments": "{}"}}
+    deltas: list[dict[str, Any]] = [{"content": "x"}, {"tool_calls": [call]}]
+    framed = [{"choices": [], **chunk(delta), "id": ""} for delta in deltas]  # the frame's own comes last
+    world = probed({**TOOLED, CHAT: stream(*framed, chunk({}, "tool_calls"), "[DONE]")})
+    sink, _ = relayed(world, Event(HELLO, Parameters(max_tokens=60), extra=TOOLS, chunks=CHUNKS))
+    assert {one["id"] for one in sink.chunks} == {"chatcmpl-ours"}
+    assert sink.chunks[1]["choices"][0]["delta"]["tool_calls"] == [call]
+
+
+def test_a_chunk_of_nothing_after_the_counts() -> None:
+    counts = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    empty = {**chunk({}), "choices": []}
+    said = chunk({"content": "Hi"}), chunk({}, "stop"), {**empty, "usage": counts, "timings": {}}, empty
+    sink, completion = relayed(probed({**LLAMA, CHAT: stream(*said, "[DONE]")}), chat(USAGE))
+    assert completion.usage == Usage(3, 4, 7)
+    assert (sink.chunks[-1]["usage"], sink.chunks[-1]["timings"]) == (counts, {})
+
+
+def test_of_several_answers_the_first() -> None:
+    two = [{"index": index, "delta": {"content": text}} for index, text in enumerate("AB")]
+    end = {"choices": [{"index": 1, "delta": {}, "finish_reason": "length"}]}
+    world = probed({**LLAMA, CHAT: stream({"choices": two}, end, chunk({}, "stop"), "[DONE]")})
+    completion = world.complete(chat())
+    assert (completion.text, completion.finish_reason) == ("A", "stop")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 import json
 from typing import Any
 
+import kobold_clients
 import pytest
 from msgspec.structs import replace
 
 from ai_ticket.backend.dialect import ENDPOINTS
 from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP, OPENAI
 from ai_ticket.backend.samplers import SAMPLERS, equivalents, missing
-from ai_ticket.event import Event, Parameters
+from ai_ticket.errors import UnsupportedParameter
+from ai_ticket.event import Event, EventLimits, Parameters
 from ai_ticket.interfaces import BackendState
+from ai_ticket.web.kobold_requests import read_generate
 
 LITE = {
     "typical": 1.0,
@@ -48,13 +51,13 @@ def values(found: dict[str, str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", [KOBOLDCPP, None])
 def test_koboldcpp_has_them_all(kind: str | None) -> None:
-    assert missing(texts(LITE | {"tfs": 0.5, "render_special": True}), kind) is None
+    assert missing(texts(LITE | {"tfs": 0.5, "render_special": True}), kind, "Once") is None
     assert values(equivalents(texts(LITE), kind)) == LITE
 
 
 def test_llamacpp_gets_what_it_has() -> None:
     """Also what does nothing, for its own default may do something; but no details of what does nothing."""
-    assert missing(texts(LITE), LLAMACPP) is None
+    assert missing(texts(LITE), LLAMACPP, "Once") is None
     assert values(equivalents(texts(LITE), LLAMACPP)) == {
         "typical_p": 1.0,
         "top_n_sigma": 0.0,
@@ -88,12 +91,28 @@ def test_details_of_what_does_something() -> None:
         (LLAMACPP, {"grammar": "root ::= x", "grammar_retain_state": True}, "grammar_retain_state"),
         (LLAMACPP, {"grammar_retain_state": True}, None),
         (LLAMACPP, {"replace_instruct_placeholders": True}, "replace_instruct_placeholders"),
+        (LLAMACPP, {"reasoning_effort": "low"}, "reasoning_effort"),
+        (LLAMACPP, {"thinking_budget_tokens": 5}, "thinking_budget_tokens"),
+        (LLAMACPP, {"reasoning_effort": "high", "thinking_budget_tokens": -1}, None),
         (OPENAI, {"rep_pen": 1.1}, "rep_pen"),
         (OPENAI, {"rep_pen": 1, "rep_pen_range": 320, "logit_bias": {}}, None),
     ],
 )
 def test_what_can_not_be_done_elsewhere(kind: str, fields: dict[str, Any], name: str | None) -> None:
-    assert missing(texts(fields), kind) == name
+    assert missing(texts(fields), kind, "{{[INPUT]}}Hi") == name
+
+
+def test_placeholders_that_only_a_stop_has() -> None:
+    """KoboldAI Lite sends them with every prompt; without being replaced they are stops that never come."""
+    lite = read_generate(json.dumps(kobold_clients.LITE).encode(), EventLimits(100, 50), stream=False)
+    assert "replace_instruct_placeholders" in lite.extra
+    server = BackendState("a", True, 1, LLAMACPP)
+    COMPLETIONS.check(lite, server)
+    assert "replace_instruct_placeholders" not in COMPLETIONS.payload(lite, "k", LLAMACPP)
+    assert "replace_instruct_placeholders" in COMPLETIONS.payload(lite, "k", KOBOLDCPP)
+    with pytest.raises(UnsupportedParameter) as caught:
+        COMPLETIONS.check(replace(lite, raw_prompt="{{[INPUT]}}Hi{{[OUTPUT]}}"), server)
+    assert caught.value.details == "replace_instruct_placeholders"
 
 
 def test_every_detail_is_one_of_something() -> None:

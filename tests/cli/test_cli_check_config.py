@@ -92,7 +92,7 @@ def test_the_real_checks(capsys):
 
 def test_json(capsys, monkeypatch, found):
     found.append("a problem")
-    monkeypatch.setenv("WORKERS", "2")
+    monkeypatch.setenv("KOBOLDCPP_PASWORD", "x")
     assert main(["check-config", "--json"]) == 1
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1
@@ -101,7 +101,7 @@ def test_json(capsys, monkeypatch, found):
     assert shown["settings"]["AI_TICKET_AUTH_TOKEN"] == {"value": "********", "source": "environment"}
     assert shown["settings"]["TLS_PORT"] == {"value": 8443, "source": "default"}
     assert shown["settings"]["HTTP_PORT"]["value"] is None
-    assert shown["warnings"] == ["WORKERS: not yet in force, the value has no effect"]
+    assert shown["warnings"] == ["KOBOLDCPP_PASWORD: unknown variable; did you mean KOBOLDCPP_PASSWORD?"]
     assert shown["problems"] == ["a problem"]
     assert captured.err == "error: a problem\n"
 

@@ -3,6 +3,7 @@
 from itertools import count
 from typing import Any
 
+from linked import Told, Worker, make_office, make_pipeline
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 
@@ -10,6 +11,7 @@ from ai_ticket.interfaces import Admission, Limiter
 from ai_ticket.limit.address import parse_redis_url
 from ai_ticket.limit.memory import MemoryLimiter
 from ai_ticket.limit.redis import SCRIPT, RedisLimiter
+from ai_ticket.workers.remote import RemoteLimiter
 
 TODAY = 1_790_000_000.0
 STEP = 1 / 64  # s; a whole number both of ticks and of microseconds
@@ -62,6 +64,16 @@ def today() -> Clock:
 def memory_world(limit: int, window: float = 60.0, max_clients: int = 1000) -> World:
     clock = today()
     return World(MemoryLimiter(clock, limit=limit, window=window, max_clients=max_clients), clock, 2**-22)
+
+
+def remote_world(limit: int, window: float = 60.0) -> World:
+    """One in the parent, seen from a worker."""
+    world = memory_world(limit, window)
+    crew = Told()
+    office = make_office(world.clock, make_pipeline(world.clock), crew, quota=world.limiter)
+    worker = Worker(office, crew, world.clock, [])
+    world.limiter = RemoteLimiter(worker.parent.questions, "quota", limit, window)
+    return world
 
 
 def redis_world(url: str, limit: int, window: float = 60.0) -> World:

@@ -1,11 +1,11 @@
-"""What every limiter promises, in memory as in Redis."""
+"""What every limiter promises, in memory as in Redis, and as seen from a worker process."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from limiter_worlds import STEP, World, memory_world, redis_world
+from limiter_worlds import STEP, World, memory_world, redis_world, remote_world
 from pytest_twisted import blockon, ensureDeferred
 from redis_server import RedisServer
 from twisted.internet.defer import Deferred
@@ -14,11 +14,14 @@ WINDOW = 60.0
 Make = Callable[[int], World]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "remote", "redis"])
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Makes a world whose limiter has that limit."""
     if request.param == "memory":
         yield memory_world
+        return
+    if request.param == "remote":
+        yield remote_world
         return
     server: RedisServer = request.getfixturevalue("redis")
     worlds = []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ai_ticket.environment import FILE_TWINS
-from ai_ticket.settings import NOT_YET_IN_FORCE, variables
+from ai_ticket.settings import variables
 from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS
 from ai_ticket.web.heads import MAX_HEAD_BYTES, MAX_HEAD_FIELDS
 from ai_ticket.web.http2_state import MAX_CONCURRENT_STREAMS
@@ -20,7 +20,7 @@ QUOTED = re.findall(r"`([^`\n]+)`", TEXT)
     "name", sorted({each for quoted in QUOTED for each in re.findall(r"^[A-Z][A-Z_]{3,}\b", quoted)})
 )
 def test_names_only_settings_that_there_are(name: str) -> None:
-    assert name in {*variables(), *FILE_TWINS, *NOT_YET_IN_FORCE}
+    assert name in {*variables(), *FILE_TWINS}
 
 
 @pytest.mark.parametrize(

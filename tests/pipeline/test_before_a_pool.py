@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from harness import COMPLETION, MemoryBackend
 from msgspec.structs import replace
-from simulation import RecordedEvents, make_job
+from simulation import RecordedEvents, at_once, make_job
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -129,8 +129,8 @@ def test_that_no_backend_is_available_is_known_from_the_head_and_counted() -> No
     world = World(1, 1)
     client = make_job("?", deadline=None).client
     world.open(0)
-    world.pipeline.check_room(client, 100)
+    at_once(world.pipeline.check_room(client, 100))
     world.open(1)
     with pytest.raises(NoBackendAvailable):
-        world.pipeline.check_room(client, 100)
+        at_once(world.pipeline.check_room(client, 100))
     assert world.recorded.outcomes == ["no_backend_available"]

@@ -39,6 +39,13 @@ def test_levels_can_be_changed_while_it_runs() -> None:
     assert found.logs.level == "INFO"
 
 
+def test_each_line_of_a_worker_says_which_it_is() -> None:
+    found = MemoryLog(worker=3)
+    found.log.info("a line", x=1)
+    found.log.info("its own", worker=5)
+    assert [line["worker"] for line in found.reader.lines] == [3, 5]
+
+
 def test_all_sources_follow_the_level(everything: MemoryLog) -> None:
     """Twisted's old and new loggers, the standard library's, and our own."""
 

@@ -1,8 +1,10 @@
 """Metrics of the HTTP surface."""
 
+from linked import result_of
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from ai_ticket.telemetry.metrics import SCRAPE_SECONDS, Metrics, Scrapes
@@ -95,25 +97,48 @@ def test_each_form_is_rendered_once_a_second() -> None:
     clock = Clock()
     made: list[str] = []
 
-    def render(accept: str) -> tuple[bytes, str]:
+    async def render(accept: str) -> tuple[bytes, str]:
         made.append(accept)
         return f"{len(made)}".encode(), "text"
 
     scrapes = Scrapes(render, clock)
     for accept in ("", "text/plain", "*/*", "whatever"):
-        assert scrapes.get(accept) == (b"1", "text")
-    assert [scrapes.get(OPENMETRICS + extra) for extra in ("", ";q=1")] == [(b"2", "text")] * 2
+        assert got(scrapes, accept) == (b"1", "text")
+    assert [got(scrapes, OPENMETRICS + extra) for extra in ("", ";q=1")] == [(b"2", "text")] * 2
     clock.advance(SCRAPE_SECONDS - 0.001)
-    assert (scrapes.get(""), scrapes.get(OPENMETRICS)) == ((b"1", "text"), (b"2", "text"))
+    assert (got(scrapes), got(scrapes, OPENMETRICS)) == ((b"1", "text"), (b"2", "text"))
     clock.advance(0.001)
-    assert (scrapes.get(""), scrapes.get(OPENMETRICS)) == ((b"3", "text"), (b"4", "text"))
+    assert (got(scrapes), got(scrapes, OPENMETRICS)) == ((b"3", "text"), (b"4", "text"))
+
+
+def test_who_asks_while_it_is_rendered_gets_the_same() -> None:
+    rendering: list[Deferred[tuple[bytes, str]]] = []
+
+    async def render(accept: str) -> tuple[bytes, str]:
+        rendering.append(Deferred())
+        return await rendering[-1]
+
+    scrapes = Scrapes(render, Clock())
+    asked = [Deferred.fromCoroutine(scrapes.get("")) for _ in range(3)]
+    rendering[0].callback((b"1", "text"))
+    assert [result_of(each) for each in asked] == [(b"1", "text")] * 3
+    assert len(rendering) == 1
 
 
 def test_a_clock_that_is_set_back_holds_nothing_up() -> None:
     clock = Clock()
     clock.advance(1000)
     values = iter([b"old", b"new"])
-    scrapes = Scrapes(lambda _: (next(values), "text"), clock)
-    assert scrapes.get("")[0] == b"old"
+
+    async def render(accept: str) -> tuple[bytes, str]:
+        return next(values), "text"
+
+    scrapes = Scrapes(render, clock)
+    assert got(scrapes)[0] == b"old"
     clock.rightNow -= 500
-    assert scrapes.get("")[0] == b"new"
+    assert got(scrapes)[0] == b"new"
+
+
+def got(scrapes: Scrapes, accept: str = "") -> tuple[bytes, str]:
+    found: tuple[bytes, str] = result_of(Deferred.fromCoroutine(scrapes.get(accept)))
+    return found

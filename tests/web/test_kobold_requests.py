@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kobold_clients import LITE, TAVERN, TAVERN_TEXT
 
 from ai_ticket.errors import DomainError, InvalidParameter, InvalidRequest, UnsupportedParameter
-from ai_ticket.event import Chunks, Event, EventLimits
+from ai_ticket.event import Event, EventLimits
 from ai_ticket.web.kobold_requests import is_tavern, read_generate, read_tavern
 
 LIMITS = EventLimits(100, 50)
@@ -61,13 +61,13 @@ def test_tavern() -> None:
 def test_tavern_at_openais_surface() -> None:
     body = json.dumps(TAVERN_TEXT).encode()
     assert is_tavern(body)
-    event = read_tavern(body, LIMITS, Chunks("cmpl-1", 5))
-    assert (event.raw_prompt, event.stream, event.chunks, event.key) == ("Once", True, Chunks("cmpl-1", 5), "")
+    event = read_tavern(body, LIMITS)
+    assert (event.raw_prompt, event.stream, event.chunks, event.key) == ("Once", True, None, "")
     parameters = event.parameters
     assert (parameters.max_tokens, parameters.stop, parameters.seed) == (80, ["\nAnne:"], None)
     assert (event.extra["banned_tokens"], event.extra["rep_pen"]) == ('["suddenly"]', "1.1")
-    with pytest.raises(InvalidParameter):
-        read_tavern(json.dumps(TAVERN_TEXT | {"max_tokens": 101}).encode(), LIMITS, Chunks("cmpl-1", 5))
+    with pytest.raises(InvalidParameter, match="max_tokens must be from 1 to 100"):
+        read_tavern(json.dumps(TAVERN_TEXT | {"max_tokens": 101}).encode(), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,28 @@ def test_placeholders() -> None:
 def test_one_of_several_names() -> None:
     assert read(use_default_badwordsids=True).extra == {"ban_eos_token": "true"}
     assert read(use_default_badwordsids=True, ban_eos_token=False).extra == {"ban_eos_token": "false"}
+    for name in ("repetition_penalty", "repeat_penalty"):
+        assert read(**{name: 1.1}).extra == {"rep_pen": "1.1"}
+    assert read(repetition_penalty=1.2, rep_pen=1.1, repeat_penalty=1.3).extra == {"rep_pen": "1.1"}
+    assert read(banned_strings=["suddenly"]).extra == {"banned_tokens": '["suddenly"]'}
+    assert read(banned_strings=["suddenly"], banned_tokens=[]).extra == {"banned_tokens": '["suddenly"]'}
+    assert read(banned_strings=["suddenly"], banned_tokens=["a"]).extra == {"banned_tokens": '["a"]'}
+
+
+def test_banned_tokens_by_their_numbers() -> None:
+    """As SillyTavern has them."""
+    assert read(custom_token_bans="").extra == {}
+    assert read(custom_token_bans="15, 16,").extra == {"logit_bias": '{"15":-100.0,"16":-100.0}'}
+    biased = read(custom_token_bans="15", logit_bias={"15": 5, "17": 3})
+    assert biased.extra == {"logit_bias": '{"15":-100.0,"17":3.0}'}
+    tavern = read_tavern(json.dumps(TAVERN_TEXT | {"custom_token_bans": "15"}).encode(), LIMITS)
+    assert tavern.extra["logit_bias"] == '{"15":-100.0}'
+
+
+def test_how_much_to_think() -> None:
+    """KoboldCPP takes that for a text as well."""
+    thought = read(reasoning_effort="low", thinking_budget_tokens=100)
+    assert thought.extra == {"reasoning_effort": '"low"', "thinking_budget_tokens": "100"}
 
 
 def test_stops() -> None:
@@ -132,6 +154,9 @@ def test_stops() -> None:
         ({"banned_tokens": "x"}, "banned_tokens: Expected"),
         ({"logit_bias": {"hello": 1}}, "logit_bias must name tokens by their numbers"),
         ({"logit_bias": {"1": "x"}}, "logit_bias"),
+        ({"custom_token_bans": "15,x"}, "custom_token_bans must name tokens by their numbers"),
+        ({"custom_token_bans": [15]}, "custom_token_bans: Expected"),
+        ({"thinking_budget_tokens": -2}, "thinking_budget_tokens: Expected"),
         ({"genkey": 5}, "genkey: Expected"),
         ({"genkey": "x" * 129}, "genkey: Expected"),
         ({"grammar": 5}, "grammar: Expected"),
@@ -141,7 +166,7 @@ def test_stops() -> None:
 def test_what_would_make_a_real_one_fail_oddly(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidParameter) as caught:
         read(**fields)
-    assert (caught.value.details or "").startswith(says)
+    assert caught.value.message.startswith(says)
 
 
 @pytest.mark.parametrize("fields", [{"n": 2}, {"images": ["aGk="]}, {"audio": ["aGk="]}])

@@ -13,7 +13,9 @@ from test_streaming import Stream
 from twisted.internet.defer import fail, succeed
 
 from ai_ticket.errors import (
+    ApiClientError,
     ApiConnectionError,
+    ApiEndpointMissing,
     ContextLengthExceeded,
     DeadlineExceeded,
     DomainError,
@@ -119,12 +121,23 @@ class TestGenerations:
         """It has the answer that it knows, and can be aborted as it does it."""
         body = {"prompt": "Once", "api_type": "koboldcpp", "skew": 0, "rep_pen": 1.1, "stream": stream}
         under_way = Stream(surface, http2=False, path="/v1/completions", body=json.dumps(body).encode())
-        under_way.sink.write("upon") if not stream else under_way.sink.relay(b"data: {}\n\n")
+        under_way.sink.write("upon")
+        assert check(surface) == "upon"
         assert abort(surface) == ("true", "true")
         assert under_way.cancelled == [True]
         if stream:
-            assert under_way.body == "data: {}\n\ndata: [DONE]\n\n"
+            *chunks, done = under_way.body.split("\n\n")[:-1]
+            assert done == "data: [DONE]"
+            pieces = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+            assert [piece["choices"] for piece in pieces] == [
+                [{"index": 0, "text": "upon", "logprobs": None, "finish_reason": None}],
+                [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}],
+            ]
+            for piece in pieces:
+                assert piece["id"].startswith("cmpl-")
+                assert (piece["object"], piece["model"]) == ("text_completion", "m")
         else:
+            assert json.loads(under_way.body)["id"].startswith("cmpl-")
             [choice] = json.loads(under_way.body)["choices"]
             assert (choice["text"], choice["finish_reason"]) == ("upon", "length")
 
@@ -308,6 +321,8 @@ class TestErrors:
                 {},
             ),
             (DeadlineExceeded(), 504, "deadline_exceeded", {}),
+            (ApiClientError("400"), 400, "bad_input", {}),
+            (ApiEndpointMissing(), 502, "api_client_error", {}),
         ],
     )
     def test_the_shape(
@@ -318,6 +333,35 @@ class TestErrors:
         assert (found, answer["detail"]["type"], answer["detail"]["code"]) == (status, kind, error.code)
         assert error.message in answer["detail"]["msg"]
         assert headers.items() <= answered.items()
+
+    def test_a_wrong_field_is_named(self, surface: Surface) -> None:
+        answer = ask(surface, "POST", GENERATE, {"prompt": "Once", "rep_pen": "x"})[2]
+        assert answer["detail"] == {
+            "msg": "rep_pen: Expected `float | null`, got `str`",
+            "type": "bad_input",
+            "code": "invalid_parameter",
+        }
+
+    @pytest.mark.parametrize(
+        ("fields", "param", "code"),
+        [
+            ({"rep_pen": "x"}, "rep_pen", "invalid_value"),
+            ({"prompt": ""}, "prompt", "invalid_value"),
+            ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+            ({"max_length": 0}, "max_length", "invalid_value"),
+            ({"custom_token_bans": "x"}, "custom_token_bans", "invalid_value"),
+        ],
+    )
+    def test_taverns_are_openais(self, surface: Surface, fields: dict[str, Any], param: str, code: str) -> None:
+        body = {"prompt": "Once", "api_type": "koboldcpp"} | fields
+        status, _, answer = ask(surface, "POST", "/v1/completions", body)
+        assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, param, code)
+        assert param in answer["error"]["message"]
+
+    def test_tavern_without_a_prompt(self, surface: Surface) -> None:
+        status, _, answer = ask(surface, "POST", "/v1/completions", {"api_type": "koboldcpp"})
+        assert (status, answer["error"]["param"]) == (400, "prompt")
+        assert answer["error"]["code"] == "missing_required_parameter"
 
     @pytest.mark.parametrize(
         ("method", "path"), [("POST", GENERATE), ("GET", "/api/v1/model"), ("POST", ABORT), ("GET", "/api/extra/perf")]

@@ -163,6 +163,15 @@ def test_models(surface: Surface) -> None:
     for path in ("koboldcpp/one", "koboldcpp%2Fone"):
         assert ask(surface, "GET", f"{MODELS}/{path}")[2] == answer["data"][0]
     assert surface.recorder.finished[-1] == ("/v1/models/{id}", "GET", 200)
+    assert ask(surface, "GET", f"{MODELS}/")[2] == answer
+    assert surface.recorder.finished[-1] == (MODELS, "GET", 200)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_slash_at_the_end_changes_nothing(surface: Surface, path: str) -> None:
+    fields = HELLO if path == CHAT else ONCE
+    assert ask(surface, "POST", f"{path}/", fields)[0] == ask(surface, "POST", path, fields)[0] == 200
+    assert {finished[0] for finished in surface.recorder.finished} == {path}
 
 
 @pytest.mark.parametrize("http2", [False, True])
@@ -170,7 +179,6 @@ def test_models(surface: Surface) -> None:
     ("request_", "status", "error"),
     [
         (("GET", f"{MODELS}/gpt-4o"), 404, ("invalid_request_error", "model", "model_not_found")),
-        (("GET", f"{MODELS}/"), 404, ("invalid_request_error", None, "not_found")),
         (("GET", "/v1/embeddings"), 404, ("invalid_request_error", None, "not_found")),
         (("GET", CHAT), 405, ("invalid_request_error", None, "method_not_allowed")),
         (("POST", f"{MODELS}/x"), 405, ("invalid_request_error", None, "method_not_allowed")),

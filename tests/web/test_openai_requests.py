@@ -106,13 +106,14 @@ def test_what_changes_nothing() -> None:
 
 
 def test_messages() -> None:
-    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    function = {"name": "f", "arguments": "{}", "parsed_arguments": {}}
+    call = {"id": "c1", "type": "function", "function": function, "index": 0}
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]
     answered = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []}
     event = chat(
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": parts, "name": "Ann"},
-        {**answered, "audio": None, "function_call": None, "reasoning_content": "Hm."},
+        {**answered, "audio": None, "function_call": None, "reasoning_content": "Hm.", "parsed": None},
         {"role": "tool", "content": "9", "tool_call_id": "c1"},
     )
     assert event.messages == [
@@ -140,7 +141,19 @@ def test_a_conversation_needs_no_user() -> None:
         ({"role": "user", "content": "x", "mood": "sad"}, ("unknown_parameter", "messages[0].mood")),
         (
             {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]},
-            ("unsupported_parameter", "messages[0].content[1].type"),
+            ("unsupported_parameter", "messages[0].content[1].image_url"),
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "image_url": {"url": "data:,"}}]},
+            ("unsupported_parameter", "messages[0].content[0].image_url"),
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "x", "mood": "sad"}]},
+            ("unknown_parameter", "messages[0].content[0].mood"),
+        ),
+        (
+            {"role": "user", "content": [{"type": "thought", "text": "x"}]},
+            ("unsupported_parameter", "messages[0].content[0].type"),
         ),
         (
             {"role": "user", "content": [{"type": "text"}]},
@@ -153,6 +166,14 @@ def test_a_conversation_needs_no_user() -> None:
         (
             {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {}}}]},
             ("invalid_type", "messages[0].tool_calls[0].function.arguments"),
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": ""}, "result": 5}]},
+            ("unknown_parameter", "messages[0].tool_calls[0].result"),
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "", "by": "x"}}]},
+            ("unknown_parameter", "messages[0].tool_calls[0].function.by"),
         ),
         ({"role": "assistant", "audio": {"id": "1"}}, ("unsupported_parameter", "messages[0].audio")),
     ],
@@ -213,6 +234,11 @@ def test_messages_that_are_refused(message: Any, expected: tuple[str, str]) -> N
         ({"tool_choice": "required"}, ("invalid_value", "tool_choice")),
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, ("invalid_value", "tool_choice")),
         ({"tools": [WEATHER], "tool_choice": CLOCK}, ("invalid_value", "tool_choice")),
+        ({"tools": [CLOCK], "tool_choice": {**CLOCK, "strict": True}}, ("unknown_parameter", "tool_choice.strict")),
+        (
+            {"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "clock", "x": 1}}},
+            ("unknown_parameter", "tool_choice.function.x"),
+        ),
         ({"messages": []}, ("invalid_value", "messages")),
         ({"messages": "hi"}, ("invalid_type", "messages")),
     ],

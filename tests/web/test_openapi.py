@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
+import yaml
 from daemon import ROOT, TOKEN, Daemon
 from surface import Surface
 
@@ -54,6 +56,22 @@ def test_the_limits_in_force() -> None:
     assert schemas["ChatFields"]["properties"]["max_tokens"]["anyOf"][0]["maximum"] == 77
     body = document(EventLimits(77, 5), 33)["paths"]["/events"]["post"]["requestBody"]["content"]
     assert body["application/json"]["schema"]["maxItems"] == 33
+
+
+def test_the_file_is_what_is_generated() -> None:
+    """`openapi.yaml` at the root; CONTRIBUTING says what writes it anew."""
+    written = subprocess.run([sys.executable, "-m", "ai_ticket.web.openapi"], check=True, capture_output=True, cwd=ROOT)
+    assert (ROOT / "openapi.yaml").read_bytes() == written.stdout
+    assert yaml.safe_load(written.stdout) == DOCUMENT
+
+
+def test_what_is_always_refused_is_not_among_what_may_be_sent() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    for schema, name, good, bad in (("TextFields", "suffix", "", "a"), ("GenerateFields", "logprobs", False, True)):
+        field = jsonschema_rs.validator_for(schemas[schema]["properties"][name])
+        assert field.is_valid(None)
+        assert field.is_valid(good)
+        assert not field.is_valid(bad)
 
 
 def test_anyone_may_read_it(surface: Surface) -> None:

@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from ai_ticket.backend import pool as module
+from ai_ticket.backend import counting as module
 from ai_ticket.backend.pool import Pool
 from ai_ticket.backend.probe import KOBOLDCPP, LLAMACPP, OPENAI
 from ai_ticket.backend.server import LARGEST_COUNT

@@ -1,0 +1,385 @@
+"""What the parent and its workers tell each other. No text of an event is in it, and no token.
+
+Text of an answer is where its caller asks for what has come so far, and his question comes to another worker.
+"""
+
+from typing import Any
+
+from msgspec import Struct
+
+from ai_ticket import errors
+from ai_ticket.backend.address import Location
+from ai_ticket.errors import DomainError, InternalError
+from ai_ticket.interfaces import Admission, BackendState, Client, Figures
+from ai_ticket.settings import Settings
+from ai_ticket.tokens import Token
+from ai_ticket.web.site import Tally
+
+
+class Fault(Struct, frozen=True, array_like=True):
+    """A `DomainError` on its way. `kind` is its class's name: several share a code."""
+
+    kind: str
+    message: str
+    details: str | None
+    retry_after: float | None
+    after_first_token: bool
+    backend: str | None
+
+    @classmethod
+    def of(cls, error: DomainError) -> "Fault":
+        """What there is to tell of an error."""
+        # A class that only one room knows travels as the one that all know.
+        kind = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _KINDS), InternalError.__name__)
+        return cls(kind, error.message, error.details, error.retry_after, error.after_first_token, error.backend)
+
+    def error(self) -> DomainError:
+        """The error again."""
+        kind = _KINDS[self.kind]
+        error = kind.__new__(kind)
+        DomainError.__init__(error, self.details, message=self.message, retry_after=self.retry_after)
+        error.after_first_token = self.after_first_token
+        error.backend = self.backend
+        return error
+
+
+_KINDS: dict[str, type[DomainError]] = {
+    name: each
+    for name, each in vars(errors).items()
+    if isinstance(each, type) and issubclass(each, DomainError) and each is not DomainError
+}
+
+
+class Sample(Struct, frozen=True, array_like=True):
+    """A value of a metric. `exemplar` is its labels, its value and its time."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+    exemplar: tuple[dict[str, str], float, float | None] | None = None
+
+
+class Family(Struct, frozen=True, array_like=True):
+    """A metric and its samples, as prometheus_client's registry gives them."""
+
+    name: str
+    kind: str
+    what: str
+    samples: list[Sample]
+
+
+class Message(Struct, frozen=True, array_like=True):
+    """What goes over a channel. `number` is the asking process's own, and stands in the answer."""
+
+
+# From a worker to the parent.
+
+
+class Ready(Message, frozen=True, array_like=True, tag=True):
+    """It serves."""
+
+
+class Admit(Message, frozen=True, array_like=True, tag=True):
+    """May a call of this client go on? `limiter` is the quota's or the one of invalid tokens."""
+
+    number: int
+    limiter: str
+    client: str
+
+
+class AskRoom(Message, frozen=True, array_like=True, tag=True):
+    """Would an event of this client be taken in?"""
+
+    number: int
+    client: Client
+    deadline: float
+
+
+class Submit(Message, frozen=True, array_like=True, tag=True):
+    """An event's way through the pipeline begins. `stream`: its caller is told its place while it waits.
+
+    `key`: as `Event` has it.
+    """
+
+    number: int
+    client: Client
+    timeout: float
+    deadline: float | None
+    batch: bool
+    stream: bool
+    key: str | None
+
+
+class Cancel(Message, frozen=True, array_like=True, tag=True):
+    """Its caller no longer wants it. Its attempt, if there was one, has been stopped."""
+
+    number: int
+
+
+class Attempted(Message, frozen=True, array_like=True, tag=True):
+    """How the attempt at it has ended; without a fault the caller has the answer already."""
+
+    number: int
+    fault: Fault | None = None
+
+
+class Samples(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskSamples`."""
+
+    number: int
+    families: list[Family]
+
+
+class AskMetrics(Message, frozen=True, array_like=True, tag=True):
+    """What are the metrics of the whole service, for this Accept header?"""
+
+    number: int
+    accept: str
+
+
+class Pong(Message, frozen=True, array_like=True, tag=True):
+    """Its reactor turns, and it has so many connections of callers, and uses so many bytes of memory."""
+
+    connections: int
+    memory: int
+
+
+class Stopping(Message, frozen=True, array_like=True, tag=True):
+    """It was told to stop, with so many requests under way."""
+
+    in_flight: int
+
+
+class Stopped(Message, frozen=True, array_like=True, tag=True):
+    """It has finished, or cut, what was under way."""
+
+    tally: Tally
+
+
+# Questions about a client's generations, and answers: a worker asks about those of all, the parent about the worker's.
+
+
+class AskText(Message, frozen=True, array_like=True, tag=True):
+    """What has come so far? `client`, `key`: as `interfaces.Generations` has them, here and below."""
+
+    number: int
+    client: str
+    key: str
+
+
+class AskStop(Message, frozen=True, array_like=True, tag=True):
+    """Let them end."""
+
+    number: int
+    client: str
+    key: str
+
+
+class AskFigures(Message, frozen=True, array_like=True, tag=True):
+    """What has been going on?"""
+
+    number: int
+    client: str
+
+
+class Text(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskText`."""
+
+    number: int
+    text: str
+
+
+class AsWanted(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskStop`."""
+
+    number: int
+    is_so: bool
+
+
+class FiguresTold(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskFigures`."""
+
+    number: int
+    figures: Figures
+
+
+class Refused(Message, frozen=True, array_like=True, tag=True):
+    """Any of these can't be answered."""
+
+    number: int
+    fault: Fault
+
+
+AboutGenerations = AskText | AskStop | AskFigures
+AnswersAboutGenerations = Text | AsWanted | FiguresTold | Refused
+
+FromWorker = (
+    Ready
+    | Admit
+    | AskRoom
+    | Submit
+    | Cancel
+    | Attempted
+    | Samples
+    | AskMetrics
+    | Pong
+    | Stopping
+    | Stopped
+    | AboutGenerations
+    | AnswersAboutGenerations
+)
+
+
+# From the parent to a worker.
+
+
+class Pem(Struct, frozen=True, array_like=True):
+    """A certificate chain and its key, as their files have them."""
+
+    certificate: bytes
+    key: bytes
+
+
+class InForce(Message, frozen=True, array_like=True, tag=True):
+    """All that SIGHUP can change in a worker. `payloads`: how many it may log a minute.
+
+    `memory_limit`: in bytes, of all processes together; None: there is none.
+    """
+
+    log_level: str
+    payloads: int
+    configured_tokens: list[Token]
+    file_tokens: list[Token]
+    pem: Pem
+    memory_limit: int | None
+
+
+class Learnt(Message, frozen=True, array_like=True, tag=True):
+    """What is known of a backend, and where a bundled one is now. Backends are numbered in order of rank."""
+
+    backend: int
+    state: BackendState
+    location: Location | None
+
+
+class Outlook(Message, frozen=True, array_like=True, tag=True):
+    """How things are in the pipeline: its `batch_window`, and whether anyone's event would be taken in.
+
+    That holds for events with half of REQUEST_TIMEOUT_SECONDS left or more.
+    """
+
+    batch_window: int
+    roomy: bool
+
+
+class PassedPort(Struct, frozen=True, array_like=True):
+    """A port that a worker inherits, by the name of its endpoint. `ours`: the service has bound it itself."""
+
+    name: str
+    fd: int
+    ours: bool
+
+
+class Start(Message, frozen=True, array_like=True, tag=True):
+    """The first message: what a worker is, and all it needs to know. `reactor` is the module of the parent's."""
+
+    worker: int
+    reactor: str
+    settings: Settings
+    ports: list[PassedPort]
+    in_force: InForce
+    backends: list[Learnt]
+    outlook: Outlook
+
+
+class Admitted(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `Admit`."""
+
+    number: int
+    admission: Admission
+
+
+class Room(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskRoom`."""
+
+    number: int
+    fault: Fault | None
+
+
+class Attempt(Message, frozen=True, array_like=True, tag=True):
+    """An event has a slot of this backend until its deadline. Its turn came at `began_at`."""
+
+    number: int
+    backend: int
+    deadline: float
+    began_at: float
+
+
+class Ended(Message, frozen=True, array_like=True, tag=True):
+    """An event has failed for good: what was under way for it is to stop."""
+
+    number: int
+    fault: Fault
+
+
+class Place(Message, frozen=True, array_like=True, tag=True):
+    """An event that waits has this place in the queue."""
+
+    number: int
+    place: int
+
+
+class AskSamples(Message, frozen=True, array_like=True, tag=True):
+    """What are the worker's metrics?"""
+
+    number: int
+
+
+class Metrics(Message, frozen=True, array_like=True, tag=True):
+    """The answer to `AskMetrics`."""
+
+    number: int
+    text: bytes
+    content_type: str
+
+
+class Ping(Message, frozen=True, array_like=True, tag=True):
+    """Does the reactor turn? And so many connections of callers the workers have each, on average.
+
+    `memory`: bytes that the other processes use. `lagging`: the parent's own event loop is late.
+    """
+
+    connections: float
+    memory: int
+    lagging: bool
+
+
+class Stop(Message, frozen=True, array_like=True, tag=True):
+    """The service ends: go through all phases of it, and say how it went."""
+
+
+class Hurry(Message, frozen=True, array_like=True, tag=True):
+    """Cut what is under way at once."""
+
+
+FromParent = (
+    Start
+    | InForce
+    | Learnt
+    | Outlook
+    | Admitted
+    | Room
+    | Attempt
+    | Ended
+    | Place
+    | AskSamples
+    | Metrics
+    | Ping
+    | Stop
+    | Hurry
+    | AboutGenerations
+    | AnswersAboutGenerations
+)
+
+Handlers = dict[type[Message], Any]
+"""What takes each kind of message."""
