@@ -1,5 +1,6 @@
 """The parent process: the ports, the quotas, the queue and the slots of all workers, and the workers themselves."""
 
+import gc
 import os
 from collections.abc import Callable
 from math import ceil
@@ -286,7 +287,7 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
         ),
         reload_interval=settings.ai_ticket_auth_token_reload_interval,
         in_thread=lambda call: deferToThreadPool(reactor, reactor.getThreadPool(), call),
-        settle=lambda: None,  # it has few callers, and no memory watch
+        settle=gc.freeze,
         leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     # They end in this order.

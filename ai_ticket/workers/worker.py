@@ -18,7 +18,7 @@ from ai_ticket.assembly import make_backends
 from ai_ticket.backend.address import Location
 from ai_ticket.backend.counting import Counting
 from ai_ticket.backend.kobold import KoboldBackend
-from ai_ticket.memory import used_memory
+from ai_ticket.memory import settle_memory, used_memory
 from ai_ticket.pipeline.generations import Generations
 from ai_ticket.service import raise_file_limit
 from ai_ticket.settings import Settings
@@ -105,15 +105,17 @@ class WorkerService(MultiService):
         parent: ParentEnd,
         channel: socket.socket,
         surface: Surface,
+        settle: Callable[[], None],
         leave: Callable[[float], None],
     ):
-        """@param leave: as `AITicket` has it."""
+        """@param settle, leave: as `AITicket` has it."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
         self.logs = logs
         self._parent = parent
         self._channel = channel
         self._surface = surface
+        self._settle = settle
         self._leave = leave
         self._draining: Deferred[None] | None = None
         self._told_all = False
@@ -139,6 +141,7 @@ class WorkerService(MultiService):
         for connections in (self._surface.callers, self._surface.scrapers):
             connections.start()
         super().startService()  # type: ignore[no-untyped-call]
+        self._settle()
         self._parent.channel.send(Ready())
 
     def stopService(self) -> Deferred[None]:
@@ -296,6 +299,7 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         parent=parent,
         channel=channel,
         surface=surface,
+        settle=settle_memory,
         leave=lambda seconds: twistd.leave(seconds, logs.stop),
     )
     for child in (surface.loop, surface.memory, tracing):
