@@ -193,6 +193,5 @@ def run_worker() -> None:
     globalLogBeginner.beginLoggingTo([service.logs])
     service.startService()
     running: Any = reactor
-    running.callWhenRunning(settle_memory)
     running.addSystemEventTrigger("before", "shutdown", service.stopService)
     running.run(installSignalHandlers=False)
