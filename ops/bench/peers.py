@@ -57,6 +57,7 @@ NOT_READ = ", stream not read"
 
 DIRECT = Row("model server itself", "backend", asks_stream=True)
 AI_TICKET = Row("AI Ticket", "ai-ticket", EVENT)
+AI_TICKET_CHAT = Row("AI Ticket, " + CHAT, "ai-ticket")
 BASE = Row("aiohttp", "aiohttp", GATHER)
 QUIET = Row("AI Ticket, telemetry off", "ai-ticket", EVENT, settings=tuple(TELEMETRY_OFF.items()))
 TWO_WORKERS = Row("AI Ticket, 2 workers", "ai-ticket", EVENT, settings=(("WORKERS", "2"),))
@@ -64,6 +65,7 @@ TWO_WORKERS = Row("AI Ticket, 2 workers", "ai-ticket", EVENT, settings=(("WORKER
 ANSWER_ROWS = (
     DIRECT,
     AI_TICKET,
+    AI_TICKET_CHAT,
     BASE,
     Row("aiohttp" + NOT_READ, "aiohttp"),
     Row("FastAPI + httpx", "fastapi", GATHER),
