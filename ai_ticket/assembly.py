@@ -33,7 +33,8 @@ from ai_ticket.settings import Settings, variables
 from ai_ticket.telemetry.backend_metrics import BackendMetrics, watch_backends
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.pipeline_metrics import PipelineMetrics
-from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS
+from ai_ticket.tokens import Token
+from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, AcceptsTokens, Authenticator, TokenFile
 from ai_ticket.web.connections import Connections
 
 SHED_AT_A_TIME = 256
@@ -68,6 +69,33 @@ def make_invalid_tokens(settings: Settings, reactor: Any) -> MemoryLimiter:
     return MemoryLimiter(
         reactor, limit=INVALID_TOKENS, window=INVALID_TOKENS_SECONDS, max_clients=settings.rate_limit_max_clients
     )
+
+
+def make_authenticator(
+    settings: Settings, tokens: list[Token], metrics: Metrics, invalid_tokens: Limiter
+) -> Authenticator:
+    """What knows callers by these tokens of the settings, and by those of the token file once it is told them."""
+    return Authenticator(
+        tokens,
+        enabled=settings.ai_ticket_auth,
+        recorder=metrics,
+        invalid_tokens=invalid_tokens,
+        trusted_proxies=settings.trust_proxy_count,
+        quota_by=settings.rate_limit_by,
+    )
+
+
+def read_token_file(settings: Settings, authenticator: AcceptsTokens) -> TokenFile | None:
+    """The token file, if there is one, whose tokens are in force from now on. Blocks while it is read.
+
+    @raise OSError: it can't be read. @raise ValueError: it is malformed or empty.
+    """
+    if not settings.ai_ticket_auth or settings.ai_ticket_auth_token_file is None:
+        return None
+    # Absolute, for twistd may change the folder before it is read again.
+    token_file = TokenFile(os.path.abspath(settings.ai_ticket_auth_token_file), authenticator)
+    token_file.load()
+    return token_file
 
 
 def forgetting(limiter: MemoryLimiter, reactor: Any) -> Service:
@@ -189,6 +217,11 @@ def make_backends(
     return [[make_backend(address) for address in rank] for rank in ranks]
 
 
+def environment_of_children() -> dict[str, str]:
+    """What the processes that we start find in their environment: what we do, but for our settings."""
+    return {name: value for name, value in os.environ.items() if name not in variables()}
+
+
 def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random: Random) -> LocalServer:
     return LocalServer(
         processes=reactor,
@@ -197,7 +230,7 @@ def _make_local(address: BackendAddress, slots: int | None, reactor: Any, random
         slots=slots or 1,
         make_key=lambda: secrets.token_hex(32),
         jitter=random.random,
-        environ={name: value for name, value in os.environ.items() if name not in variables()}
+        environ=environment_of_children()
         # llama.cpp's threads else spin while they wait for each other: on a busy machine that took ten times as long.
         | {"OMP_WAIT_POLICY": "passive"},
     )

@@ -11,7 +11,6 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from ai_ticket.interfaces import Pipeline
 from ai_ticket.listening import Listeners
 from ai_ticket.systemd import Systemd
 from ai_ticket.web.connections import CLOSE_SECONDS, Connections
@@ -47,6 +46,18 @@ class Phase(Enum):
     OVER = auto()
 
 
+async def wait_until(
+    true: Callable[[], bool], deadline: float, clock: IReactorTime, look: float = LOOK_SECONDS
+) -> bool:
+    """Wait for something, but not much longer than until that time. Whether it came true.
+
+    @param look: seconds between two looks.
+    """
+    while not true() and clock.seconds() < deadline:
+        await deferLater(clock, look)
+    return true()
+
+
 def report(log: Logger, tally: Tally, seconds: float) -> None:
     """Log what became of the requests of a stop that took so long."""
     log.info(
@@ -64,10 +75,6 @@ class DrainedPipeline(Protocol):
 
     def drain(self, deadline: float) -> None:
         """Take in nothing more that can't be answered by then."""
-
-
-class ServedPipeline(Pipeline, DrainedPipeline, Protocol):
-    """A pipeline, with its end."""
 
 
 class Ending(Protocol):
@@ -184,7 +191,7 @@ class Drain:
                 return False
             return not len(self._callers) or self._clock.seconds() >= quiet_since + LINGER_SECONDS
 
-        await self._wait_until(finished, deadline)
+        await wait_until(finished, deadline, self._clock)
 
     async def _cut(self) -> None:
         self.phase = Phase.CUTTING
@@ -208,9 +215,4 @@ class Drain:
             # What fits into the kernel's buffers is sent even when the process is gone.
             return self._clock.seconds() >= begun + FAREWELL_SECONDS and not self._callers.lagging
 
-        await self._wait_until(left, begun + CLOSE_SECONDS)
-
-    async def _wait_until(self, true: Callable[[], bool], deadline: float) -> None:
-        """Wait for something, but not much longer than until that time."""
-        while not true() and self._clock.seconds() < deadline:
-            await deferLater(self._clock, LOOK_SECONDS)
+        await wait_until(left, begun + CLOSE_SECONDS, self._clock)

@@ -19,6 +19,9 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 """Why an answer ended; `tool_calls` only where tools were offered."""
 
 LARGEST_SEED = 2**32 - 1
+LONGEST_TEXT = 16_777_216
+"""Characters of a completion: more than any model writes."""
+
 LARGEST_TOP_K = 2**31 - 1
 """More than any vocabulary has tokens, and the most that a server's 32-bit integer holds: larger ones mean the same."""
 

@@ -138,18 +138,10 @@ class AITicket(MultiService):
 
     async def _ended(self, child: Service) -> None:
         """End a part of the background, which may take a while, but not for ever."""
-        name = child.name or type(child).__name__
         self._ending = maybeDeferred(child.stopService)
         self._ending.addTimeout(0 if self._hurried else STOP_SECONDS, self._reactor)
-        try:
-            await self._ending
-        except (TimeoutError, CancelledError):
-            if not self._hurried:
-                self._log.warn("{part} did not end in time", part=name)
-        except Exception:
-            self._log.failure("{part} did not end as it should", part=name)
-        finally:
-            self._ending = None
+        await ended(child, self._ending, self._log, lambda: self._hurried)
+        self._ending = None
 
     # Signals.
 
@@ -196,6 +188,21 @@ class AITicket(MultiService):
     def _warn_of_certificate(self) -> None:
         for warning in self._reloadable.certificate_warnings(self._reactor.seconds()):
             self._log.warn("{warning}", warning=warning)
+
+
+async def ended(part: Service, ending: Deferred[Any], log: Logger, hurried: Callable[[], bool]) -> None:
+    """Wait until a part of the background has ended, or that is given up; what is wrong with it is logged.
+
+    @param ending: of the part. @param hurried: whether it had no time.
+    """
+    name = part.name or type(part).__name__
+    try:
+        await ending
+    except (TimeoutError, CancelledError):
+        if not hurried():
+            log.warn("{part} did not end in time", part=name)
+    except Exception:
+        log.failure("{part} did not end as it should", part=name)
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

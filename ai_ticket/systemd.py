@@ -138,6 +138,11 @@ class PassedSocketError(Exception):
     """A socket was passed that can't be listened on."""
 
 
+def sockets_at_start(names: set[str]) -> dict[str, list[socket.socket]]:
+    """The sockets that were passed to this process; otherwise as `passed_sockets`."""
+    return passed_sockets(environment_at_start(), names)
+
+
 def passed_sockets(environ: Mapping[str, str], names: set[str]) -> dict[str, list[socket.socket]]:
     """The sockets that were passed to this process, by the name that the unit gives them.
 

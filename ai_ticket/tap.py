@@ -15,7 +15,15 @@ from twisted.logger import globalLogBeginner
 from twisted.python.usage import Options as UsageOptions
 
 from ai_ticket import preflight, twistd
-from ai_ticket.assembly import forgetting, make_invalid_tokens, make_limiter, make_pipeline, make_pool
+from ai_ticket.assembly import (
+    forgetting,
+    make_authenticator,
+    make_invalid_tokens,
+    make_limiter,
+    make_pipeline,
+    make_pool,
+    read_token_file,
+)
 from ai_ticket.environment import ConfigurationError, Loaded, load
 from ai_ticket.listening import Listeners
 from ai_ticket.memory import memory_limit, settle_memory, used_memory
@@ -23,14 +31,13 @@ from ai_ticket.pipeline.generations import Generations
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
 from ai_ticket.surface import make_surface
-from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
+from ai_ticket.systemd import Systemd, sockets_at_start
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.logs_output import Stream
 from ai_ticket.telemetry.metrics import Metrics, Scrapes
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.telemetry.tracing_setup import make_tracing
 from ai_ticket.tokens import parse_token_list
-from ai_ticket.web.auth import Authenticator, TokenFile
 from ai_ticket.web.tls import TlsConnections, server_context
 from ai_ticket.workers.channel import from_parent, read_one
 from ai_ticket.workers.cores import worker_count
@@ -84,21 +91,12 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
     registry = CollectorRegistry()
     metrics = Metrics(settings.metrics_namespace, registry)
     invalid_tokens = make_invalid_tokens(settings, reactor)
-    authenticator = Authenticator(
-        parse_token_list(settings.ai_ticket_auth_token or ""),
-        enabled=settings.ai_ticket_auth,
-        recorder=metrics,
-        invalid_tokens=invalid_tokens,
-        trusted_proxies=settings.trust_proxy_count,
-        quota_by=settings.rate_limit_by,
+    authenticator = make_authenticator(
+        settings, parse_token_list(settings.ai_ticket_auth_token or ""), metrics, invalid_tokens
     )
     # Absolute, for twistd may change the folder before they are read again.
     certificate_file, key_file = os.path.abspath(settings.tls_cert_file), os.path.abspath(settings.tls_key_file)
-    token_file = None
-    if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
-        token_file = TokenFile(os.path.abspath(settings.ai_ticket_auth_token_file), authenticator)
-        token_file.load()
-
+    token_file = read_token_file(settings, authenticator)
     tracing = make_tracing(
         settings,
         clock=reactor,
@@ -133,9 +131,7 @@ def build(loaded: Loaded, reactor: Any, log: Stream | None = None) -> AITicket:
         tls=tls,
         render=Scrapes(render, reactor).get,
         exported=True,
-        listen=lambda endpoints: Listeners(
-            reactor, endpoints, lambda names: passed_sockets(environment_at_start(), names)
-        ),
+        listen=lambda endpoints: Listeners(reactor, endpoints, sockets_at_start),
         systemd=systemd,
         memory_limit=memory_limit(settings.memory_limit_mb),
         used_memory=used_memory,

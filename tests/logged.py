@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 
 @contextmanager
@@ -21,3 +21,24 @@ def logged() -> Iterator[list[str]]:
         yield found
     finally:
         globalLogPublisher.removeObserver(observe)
+
+
+@contextmanager
+def clean_log() -> Iterator[None]:
+    """Within this nothing may log a failure, or anything critical.
+
+    @raise AssertionError: something did.
+    """
+    seen: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if "log_failure" in event or event.get("log_level") is LogLevel.critical:
+            failure = event.get("log_failure")
+            seen.append(f"{formatEvent(event)}\n{failure.getTraceback() if failure is not None else ''}")
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert not seen, "\n".join(seen)

@@ -3,10 +3,8 @@
 from ai_ticket.backend.relay import Relay
 from ai_ticket.content import Function, ToolCall
 from ai_ticket.errors import ApiResponseFormatError
-from ai_ticket.event import Usage
+from ai_ticket.event import LONGEST_TEXT, Usage
 from ai_ticket.interfaces import Sink
-
-LONGEST_TEXT = 16_777_216
 
 
 class _Call:

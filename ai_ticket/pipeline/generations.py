@@ -1,7 +1,9 @@
 """Generations that their callers can ask after and stop by keys of their own: a pipeline around the pipeline."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -9,10 +11,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 
 from ai_ticket.errors import ApiResponseFormatError
-from ai_ticket.event import Completion
+from ai_ticket.event import LONGEST_TEXT, Completion
 from ai_ticket.interfaces import Client, Figures, Job, Pipeline, Sink
 
-LONGEST_TEXT = 16_777_216
 MOST_CLIENTS = 1000
 """Clients whose figures are kept; those who have not been here for longest are forgotten first."""
 
@@ -85,6 +86,46 @@ class _Generation:
             self._sink.attach(producer)
 
 
+class Keyed(Protocol):
+    """What a client has under way and calls by a key of its own."""
+
+    @property
+    def key(self) -> str | None:
+        """The key."""
+
+
+K = TypeVar("K", bound=Keyed)
+
+
+class UnderWay(Generic[K]):
+    """What each client has under way."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, list[K]] = {}
+
+    @contextmanager
+    def within(self, client: str, one: K) -> Iterator[None]:
+        """Within this, it is under way."""
+        own = self._of.setdefault(client, [])
+        own.append(one)
+        try:
+            yield
+        finally:
+            own.remove(one)
+            if not own:
+                del self._of[client]
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._of
+
+    def find(self, client: str, key: str) -> list[K]:
+        """Those of this key, the last at the end; without a key the only one, if it is that."""
+        own = self._of.get(client, [])
+        if key:
+            return [one for one in own if one.key == key]
+        return own[:] if len(own) == 1 else []
+
+
 class Generations:
     """A `Pipeline` that remembers, of each client, the generations under way that have a key (`Event.key`)."""
 
@@ -93,7 +134,7 @@ class Generations:
         self._pipeline = pipeline
         self._clock = clock
         self._load = load
-        self._under_way: dict[str, list[_Generation]] = {}
+        self._under_way = UnderWay[_Generation]()
         self._past: OrderedDict[str, _Past] = OrderedDict()
 
     # The pipeline.
@@ -117,14 +158,8 @@ class Generations:
             return await self._pipeline.submit(job)
         client = job.client.key
         generation = _Generation(job, self._clock)
-        own = self._under_way.setdefault(client, [])
-        own.append(generation)
-        try:
+        with self._under_way.within(client, generation):
             completion = await generation.run(Deferred.fromCoroutine(self._pipeline.submit(job)))
-        finally:
-            own.remove(generation)
-            if not own:
-                del self._under_way[client]
         self._remember(client, generation, job, completion)
         return completion
 
@@ -132,12 +167,12 @@ class Generations:
 
     async def text(self, client: str, key: str) -> str:
         """What has come so far of the last of this key."""
-        found = self._find(client, key)
+        found = self._under_way.find(client, key)
         return found[-1].text if found else ""
 
     async def stop(self, client: str, key: str) -> bool:
         """End those of this key, as if the model had stopped there."""
-        found = self._find(client, key)
+        found = self._under_way.find(client, key)
         for generation in found:
             generation.stop()
         return bool(found) or not (key or client in self._under_way)
@@ -149,12 +184,6 @@ class Generations:
         if past is None:
             return Figures(queue, in_flight)
         return replace(past.figures, queue=queue, in_flight=in_flight, idle_seconds=self._clock.seconds() - past.ended)
-
-    def _find(self, client: str, key: str) -> list[_Generation]:
-        own = self._under_way.get(client, [])
-        if key:
-            return [generation for generation in own if generation.key == key]
-        return own[:] if len(own) == 1 else []
 
     def _remember(self, client: str, generation: _Generation, job: Job, completion: Completion) -> None:
         now = self._clock.seconds()

@@ -6,9 +6,10 @@ from contextlib import suppress
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from ai_ticket.drain import wait_until
 from ai_ticket.listening import CannotStart
 from ai_ticket.web.site import Tally
 from ai_ticket.workers.families import departed, merged
@@ -312,7 +313,4 @@ class Crew(Service):
         return all(worker.process is None for worker in self._workers)
 
     async def _until(self, true: Callable[[], bool], seconds: float) -> bool:
-        deadline = self._clock.seconds() + seconds
-        while not true() and self._clock.seconds() < deadline:
-            await deferLater(self._clock, POLL_SECONDS)
-        return true()
+        return await wait_until(true, self._clock.seconds() + seconds, self._clock, POLL_SECONDS)

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from ai_ticket.errors import DomainError, InternalError, Overloaded
 from ai_ticket.interfaces import Figures, Generations
+from ai_ticket.pipeline.generations import UnderWay
 from ai_ticket.workers.channel import Questions
 from ai_ticket.workers.messages import (
     AboutGenerations,
@@ -128,7 +129,7 @@ class GenerationsOfAll:
         """@param load: how many events wait, and how many are under way. @param owners: those of each worker."""
         self._load = load
         self._owners = owners
-        self._under_way: dict[str, list[_Owned]] = {}
+        self._under_way = UnderWay[_Owned]()
 
     @contextmanager
     def under_way(self, client: str, key: str | None, owner: Generations) -> Iterator[None]:
@@ -136,24 +137,17 @@ class GenerationsOfAll:
         if key is None:
             yield
             return
-        owned = _Owned(key, owner)
-        own = self._under_way.setdefault(client, [])
-        own.append(owned)
-        try:
+        with self._under_way.within(client, _Owned(key, owner)):
             yield
-        finally:
-            own.remove(owned)
-            if not own:
-                del self._under_way[client]
 
     async def text(self, client: str, key: str) -> str:
         """What has come so far of the last of this key."""
-        found = self._find(client, key)
+        found = self._under_way.find(client, key)
         return await _unless_gone(found[-1].owner.text(client, key), "") if found else ""
 
     async def stop(self, client: str, key: str) -> bool:
         """End those of this key, wherever they are."""
-        owners = list(dict.fromkeys(owned.owner for owned in self._find(client, key)))
+        owners = list(dict.fromkeys(owned.owner for owned in self._under_way.find(client, key)))
         if not owners:
             return not (key or client in self._under_way)
         stopped = await _all([_unless_gone(owner.stop(client, key), False) for owner in owners])
@@ -168,12 +162,6 @@ class GenerationsOfAll:
         last = min(past, key=lambda figures: figures.idle_seconds, default=nothing)
         total = sum(figures.generations for figures in past)
         return replace(last, queue=queue, in_flight=in_flight, generations=total)
-
-    def _find(self, client: str, key: str) -> list[_Owned]:
-        own = self._under_way.get(client, [])
-        if key:
-            return [owned for owned in own if owned.key == key]
-        return own[:] if len(own) == 1 else []
 
 
 async def _unless_gone(asking: Awaitable[_Told], otherwise: _Told) -> _Told:

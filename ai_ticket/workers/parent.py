@@ -13,7 +13,16 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 
 from ai_ticket import preflight, twistd
-from ai_ticket.assembly import Locate, forgetting, make_invalid_tokens, make_limiter, make_pipeline, make_pool
+from ai_ticket.assembly import (
+    Locate,
+    environment_of_children,
+    forgetting,
+    make_invalid_tokens,
+    make_limiter,
+    make_pipeline,
+    make_pool,
+    read_token_file,
+)
 from ai_ticket.backend.kobold import KoboldBackend
 from ai_ticket.environment import Loaded
 from ai_ticket.interfaces import Limiter
@@ -23,15 +32,14 @@ from ai_ticket.overload import LoopWatch
 from ai_ticket.pipeline.fair import FairPipeline
 from ai_ticket.reload import LiveSettings, Reloadable
 from ai_ticket.service import AITicket
-from ai_ticket.settings import Settings, variables
+from ai_ticket.settings import Settings
 from ai_ticket.surface import make_exporter
-from ai_ticket.systemd import Systemd, environment_at_start, passed_sockets
+from ai_ticket.systemd import Systemd, sockets_at_start
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.logs_output import Descriptor, Stream, standard_output
 from ai_ticket.telemetry.metrics import Metrics, Scrapes, rendered
 from ai_ticket.telemetry.payloads import payloads_a_minute
 from ai_ticket.tokens import Token, merge, parse_token_list
-from ai_ticket.web.auth import TokenFile
 from ai_ticket.web.tls import TlsConnections
 from ai_ticket.workers.certificate import context_of, read_pem
 from ai_ticket.workers.crew import Crew
@@ -183,11 +191,7 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
     pem = read_pem(*certificate_files, settings.tls_profile)
     shared = Shared(settings, count, pem)
     tls = TlsConnections(context_of(pem, settings.tls_profile))
-    token_file = None
-    if settings.ai_ticket_auth and settings.ai_ticket_auth_token_file is not None:
-        token_file = TokenFile(os.path.abspath(settings.ai_ticket_auth_token_file), shared)
-        token_file.load()
-
+    token_file = read_token_file(settings, shared)
     scrapers, exporter = make_exporter(settings, reactor, metrics, office.metrics)
     listeners = Listeners(
         reactor,
@@ -196,7 +200,7 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
             Endpoint("http", "HTTP_PORT", settings.bind_host, settings.http_port, None),
             exporter,
         ],
-        lambda names: passed_sockets(environment_at_start(), names),
+        sockets_at_start,
     )
 
     def ports() -> list[Port]:
@@ -219,9 +223,7 @@ def build_parent(loaded: Loaded, reactor: Any, log: Stream | None, count: int) -
         clock=reactor,
         launch=Launcher(
             reactor,
-            environ={
-                name: value for name, value in os.environ.items() if name not in variables() and name not in _NOT_THEIRS
-            },
+            environ={name: value for name, value in environment_of_children().items() if name not in _NOT_THEIRS},
             folder=loaded.origin.folder,
             log_fd=(log if isinstance(log, Descriptor) else standard_output()).fileno(),
             ports=ports,

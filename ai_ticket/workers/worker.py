@@ -9,25 +9,25 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from ai_ticket import twistd
-from ai_ticket.assembly import make_backends
+from ai_ticket.assembly import make_authenticator, make_backends
 from ai_ticket.backend.address import Location
 from ai_ticket.backend.counting import Counting
 from ai_ticket.backend.kobold import KoboldBackend
 from ai_ticket.memory import settle_memory, used_memory
 from ai_ticket.pipeline.generations import Generations
-from ai_ticket.service import raise_file_limit
+from ai_ticket.service import ended, raise_file_limit
 from ai_ticket.settings import Settings
 from ai_ticket.surface import Surface, make_surface
 from ai_ticket.systemd import Systemd
 from ai_ticket.telemetry.logs import Logs
 from ai_ticket.telemetry.metrics import Metrics
 from ai_ticket.telemetry.tracing_setup import make_tracing
-from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS, Authenticator
+from ai_ticket.web.auth import INVALID_TOKENS, INVALID_TOKENS_SECONDS
 from ai_ticket.web.tls import TlsConnections
 from ai_ticket.workers import messages
 from ai_ticket.workers.certificate import context_of
@@ -154,10 +154,8 @@ class WorkerService(MultiService):
         for connections in (self._surface.callers, self._surface.scrapers):
             connections.stop()
         for child in self:
-            try:
-                await maybeDeferred(child.stopService).addTimeout(END_SECONDS, self._reactor)
-            except (TimeoutError, CancelledError):
-                self._log.warn("{part} did not end in time", part=child.name or type(child).__name__)
+            ending = maybeDeferred(child.stopService).addTimeout(END_SECONDS, self._reactor)
+            await ended(child, ending, self._log, lambda: False)
         self._leave(LEAVE_SECONDS)
 
     def _stop_requested(self) -> None:
@@ -212,24 +210,25 @@ def build_worker(start: Start, channel: socket.socket, reactor: Any) -> WorkerSe
         timeout=settings.request_timeout_seconds,
     )
     generations = Generations(pipeline, reactor, lambda: (0, 0))
-    authenticator = Authenticator(
+    authenticator = make_authenticator(
+        settings,
         in_force.configured_tokens,
-        enabled=settings.ai_ticket_auth,
-        recorder=metrics,
-        invalid_tokens=RemoteLimiter(parent.questions, "invalid_tokens", INVALID_TOKENS, INVALID_TOKENS_SECONDS),
-        trusted_proxies=settings.trust_proxy_count,
-        quota_by=settings.rate_limit_by,
+        metrics,
+        RemoteLimiter(parent.questions, "invalid_tokens", INVALID_TOKENS, INVALID_TOKENS_SECONDS),
     )
     tls = TlsConnections(context_of(in_force.pem, settings.tls_profile))
     limited = bool(settings.rate_limit_requests)
 
     def put_into_force(new: InForce) -> None:
+        nonlocal in_force
         logs.level = new.log_level
         logs.payloads.a_minute = new.payloads
         authenticator.accept(new.file_tokens)
         authenticator.configure(new.configured_tokens)
-        tls.context = context_of(new.pem, settings.tls_profile)
+        if new.pem != in_force.pem:
+            tls.context = context_of(new.pem, settings.tls_profile)
         surface.memory.limit = new.memory_limit
+        in_force = new
 
     def learn(learnt: Learnt) -> None:
         locations[learnt.backend] = learnt.location

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 from harness import Answer, Attempts, MemoryServer, MemoryTransport, recorded
+from logged import clean_log
 from surface import Surface, make_surface
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -20,7 +21,6 @@ from ai_ticket.event import Completion, Event, Message, Parameters
 from ai_ticket.web.connections import Connection
 from fuzz import answers, documents, http1, http2
 from fuzz.mutation import split
-from fuzz.watch import clean_log
 
 TOKEN = b"secret"
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")

@@ -6,10 +6,10 @@ import pytest
 from harness import MemoryTransport, parse_responses
 from hypothesis import given
 from hypothesis import strategies as st
+from logged import clean_log
 from surface import Surface, make_surface
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from ai_ticket.web.heads import MAX_HEAD_BYTES
@@ -378,23 +378,15 @@ PIECES = [get(), HEAD, LENGTH, b"\r\n", BODY, CHUNKED, CHUNK, END, UPGRADE, LINE
 def test_no_mixture_of_pieces_breaks_it(data: st.DataObject) -> None:
     surface = make_surface()
     surface.pipeline.answer = data.draw(st.sampled_from([lambda: Deferred(), surface.pipeline.answer]))
-    failures: list[object] = []
-
-    def observe(event: dict[str, object]) -> None:
-        if "log_failure" in event:
-            failures.append(event["log_failure"])
-
-    globalLogPublisher.addObserver(observe)
-    connection, transport = surface.connect()
-    for piece in data.draw(st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=5)), max_size=30)):
-        cut = data.draw(st.integers(0, len(piece)))
-        connection.dataReceived(piece[:cut])
-        connection.dataReceived(piece[cut:])
-        surface.clock.advance(data.draw(st.sampled_from([0, 0, 5])))
-        surface.connections._check_deadlines()
-    connection.connectionLost(Failure(ConnectionDone()))
-    globalLogPublisher.removeObserver(observe)
-    assert not failures
+    with clean_log():
+        connection, transport = surface.connect()
+        for piece in data.draw(st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=5)), max_size=30)):
+            cut = data.draw(st.integers(0, len(piece)))
+            connection.dataReceived(piece[:cut])
+            connection.dataReceived(piece[cut:])
+            surface.clock.advance(data.draw(st.sampled_from([0, 0, 5])))
+            surface.connections._check_deadlines()
+        connection.connectionLost(Failure(ConnectionDone()))
     assert b"HTTP/1.1 500" not in transport.value()
     assert surface.recorder.in_flight == 0
     assert not surface.clock.getDelayedCalls()

@@ -35,11 +35,11 @@ from h2.errors import ErrorCodes
 from harness import COMPLETION, Http2Client
 from hypothesis import given
 from hypothesis import strategies as st
+from logged import clean_log
 from msgspec.structs import replace
 from surface import Surface, make_surface
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from ai_ticket.web.http2 import MAX_CONCURRENT_STREAMS, Http2
@@ -433,21 +433,14 @@ def test_a_peer_that_takes_its_leave_with_nothing_under_way(surface: Surface) ->
 def test_what_no_frame_should_do_is_no_traceback(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
     """h2 is not meant to fail in any other way than by its own errors. It has."""
     client = RawClient(surface)
-    failures: list[object] = []
-
-    def observe(event: dict[str, object]) -> None:
-        if "log_failure" in event:
-            failures.append(event)
 
     def stumble(data: bytes) -> None:
         raise KeyError(data)
 
-    globalLogPublisher.addObserver(observe)
     monkeypatch.setattr(codec(client).h2, "receive_data", stumble)
-    client.send(head(1))
-    globalLogPublisher.removeObserver(observe)
+    with clean_log():
+        client.send(head(1))
     assert client.goaway == INTERNAL_ERROR
-    assert not failures
 
 
 def test_a_packet_is_read_a_little_in_each_turn(surface: Surface) -> None:
@@ -522,20 +515,12 @@ FRAMES = st.one_of(
 def test_no_mixture_of_frames_breaks_it(data: st.DataObject) -> None:
     surface = make_surface()
     surface.pipeline.answer = data.draw(st.sampled_from([lambda: Deferred(), surface.pipeline.answer]))
-    failures: list[object] = []
-
-    def observe(event: dict[str, object]) -> None:
-        if "log_failure" in event:
-            failures.append(event["log_failure"])
-
-    globalLogPublisher.addObserver(observe)
-    client = RawClient(surface)
-    for piece in data.draw(st.lists(FRAMES, max_size=20)):
-        client.connection.dataReceived(piece)
-        surface.clock.advance(data.draw(st.sampled_from([0, 0, 5, 31])))
-        surface.connections._check_deadlines()
-    client.connection.connectionLost(Failure(ConnectionDone()))
-    globalLogPublisher.removeObserver(observe)
-    assert not failures
+    with clean_log():
+        client = RawClient(surface)
+        for piece in data.draw(st.lists(FRAMES, max_size=20)):
+            client.connection.dataReceived(piece)
+            surface.clock.advance(data.draw(st.sampled_from([0, 0, 5, 31])))
+            surface.connections._check_deadlines()
+        client.connection.connectionLost(Failure(ConnectionDone()))
     assert surface.recorder.in_flight == 0
     assert not surface.clock.getDelayedCalls()

@@ -72,7 +72,7 @@ def world() -> Iterator[World]:
     yield found
     while any(not call.called for _, call in found.backend.calls):
         found.end()
-    assert not found.office.generations._under_way
+    assert not found.office.generations._under_way._of
 
 
 @pytest.mark.parametrize("asked", [0, 1])
