@@ -20,8 +20,8 @@ from ai_ticket.web.tcp import ask_tcp
 from ai_ticket.web.tls import handshake_fault
 
 SWEEP_SECONDS = 1.0
-SWEPT_A_TURN = 200
-"""Connections whose deadlines are checked before the reactor sees to others again: of slow ones the kernel is asked."""
+SWEPT_A_TURN = 25
+"""Connections whose deadlines are checked in a turn: of slow ones the kernel is asked, and all may have to be cut."""
 
 TLS_HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
@@ -354,9 +354,10 @@ class Connections:
     def _check_deadlines(self) -> None:
         self._open.report()
         if self._sweeping is None:
-            self._check_some(list(self._open))
+            turns = len(self._open) / SWEPT_A_TURN
+            self._check_some(list(self._open), SWEEP_SECONDS / (turns + 1))
 
-    def _check_some(self, unchecked: list[Connection]) -> None:
+    def _check_some(self, unchecked: list[Connection], pause: float) -> None:
         self._sweeping = None
         now = self.now()
         for connection in unchecked[:SWEPT_A_TURN]:
@@ -371,7 +372,8 @@ class Connections:
                 connection.abort()
         left = unchecked[SWEPT_A_TURN:]
         if left:
-            self._sweeping = self.in_next_turn(lambda: self._check_some(left))
+            # Those who came together are cut one after the other, and not all once a second.
+            self._sweeping = self.later(pause, lambda: self._check_some(left, pause))
 
 
 class ConnectionFactory(Factory):

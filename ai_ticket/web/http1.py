@@ -72,6 +72,7 @@ class Http1:
     def lost(self) -> None:
         """The connection is gone: so is the caller of the request under way. Those behind it were never begun."""
         self._state = _CLOSED
+        self._parser.close()
         self._pieces.clear()
         request, self._request, self._answer = self._request, None, None
         if request is not None:

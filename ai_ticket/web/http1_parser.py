@@ -80,6 +80,11 @@ class Parser:
         if not self._broken:
             self.unread = self.unread + data if self.unread else data
 
+    def close(self) -> None:
+        """Nothing is read any more."""
+        self._end()
+        del self._llhttp  # they know each other: both would be garbage to be searched for
+
     def read_slice(self) -> int:
         """Read a little of it. Returns about how many microseconds that took."""
         data, self.unread = self.unread[:SLICE_BYTES], self.unread[SLICE_BYTES:]

@@ -1,5 +1,6 @@
 """Connections as such: TLS that does not come up, caps, the sweep, and what is closed when memory is short."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
-from ai_ticket.web.connections import SWEPT_A_TURN, TLS_HANDSHAKE_SECONDS, Connection
+from ai_ticket.web.connections import SWEEP_SECONDS, SWEPT_A_TURN, TLS_HANDSHAKE_SECONDS, Connection
 
 BODY = b'{"content": "hello"}'
 HEAD = b"POST /event HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Type: application/json\r\n"
@@ -209,26 +210,21 @@ def test_idle_connections_are_shed_some_at_a_time(surface: Surface) -> None:
     waiting.callback(COMPLETION)
 
 
-def test_many_deadlines_are_checked_in_turns(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_deadlines_are_checked_in_turns(surface: Surface) -> None:
     """However many callers are late, others are seen to in between; and who has left meanwhile is left alone."""
     connections = make_connections(surface.clock, limit=1000)
     connections.start()
-    late = [connect(connections, surface.site) for _ in range(SWEPT_A_TURN + 2)]
-    (_, first), (leaving, left_alone) = late[0], late[-1]
-    aborted_by_then = []
-
-    def others() -> None:
-        aborted_by_then.append(sum(transport.aborted for _, transport in late))
-        leaving.connectionLost(Failure(ConnectionDone()))
-
-    def abort() -> None:
-        first.aborted = True
-        surface.clock.callLater(0, others)
-
-    monkeypatch.setattr(first, "abortConnection", abort)
+    late = [connect(connections, surface.site) for _ in range(4 * SWEPT_A_TURN)]
     surface.clock.advance(connections.timeouts.header)
-    assert aborted_by_then == [SWEPT_A_TURN]
-    assert sum(transport.aborted for _, transport in late) == SWEPT_A_TURN + 1
+    leaving, left_alone = late[-1]
+    leaving.connectionLost(Failure(ConnectionDone()))
+    cut = [sum(transport.aborted for _, transport in late)]
+    for _ in range(10):
+        surface.clock.advance(SWEEP_SECONDS / 10)
+        cut.append(sum(transport.aborted for _, transport in late))
+    assert cut[0] == SWEPT_A_TURN
+    assert cut[-1] == len(late) - 1
+    assert max(after - before for before, after in pairwise(cut)) == SWEPT_A_TURN
     assert not left_alone.aborted
 
 

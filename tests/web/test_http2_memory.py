@@ -2,7 +2,7 @@
 
 import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from frames import DATA, END_STREAM, GET, POST, RST_STREAM, Fields, RawClient, frame, head, settings, window
@@ -26,15 +26,6 @@ SHORT: Fields = [*POST, (b"content-length", b"1")]
 def lose(client: RawClient) -> None:
     client.connection.connectionLost(Failure(ConnectionDone()))
     client.transport.unregisterProducer()  # as real ones do
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Until the test asks for it, no cycle of objects that know each other is freed."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def reset(stream: int) -> bytes:
