@@ -12,14 +12,16 @@ was gone; and memory and descriptors before and after. On a machine that others 
 import argparse
 import asyncio
 import itertools
+import select
 import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import Event, Process, Queue
 from multiprocessing.synchronize import Event as Flag
 from statistics import median, quantiles
-from typing import Any
+from typing import NamedTuple
 
 from attacked import TOKEN, Daemon, attacked
 
@@ -28,9 +30,13 @@ from ai_ticket.overload import MEASURE_SECONDS, RELEASE_MEASURES
 HEADER_SECONDS, BODY_SECONDS, IDLE_SECONDS = 8, 10, 10
 GRACE_SECONDS = 5.0
 DRIP_SECONDS = 2.0
-DRIP_TURNS = 40
 RATE = 500
 """Slow callers that come in a second."""
+
+TURNS = 250
+"""In a second: some callers come in each, and some of those who are there drip."""
+
+DRIP_TURNS = int(DRIP_SECONDS * TURNS)
 
 HONEST_CALLERS = 4
 HONEST_PAUSE = 0.02
@@ -49,69 +55,75 @@ KINDS: dict[str, tuple[bytes, bool, float]] = {
 }
 
 
-class Slow(asyncio.Protocol):
-    """A slow caller."""
+class Slow:
+    """A slow caller, who listens to nothing."""
 
-    def __init__(self, first: bytes) -> None:
+    def __init__(self, port: int, address: str, first: bytes, *, reads: bool) -> None:
         self._first = first
-        self.gone = False
-        self.transport: Any = None
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        if not reads:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.bind((address, 0))
+        self.socket.connect_ex(("127.0.0.1", port))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say something, and listen to nothing."""
-        self.transport = transport
-        self.transport.write(self._first)
+    def begin(self) -> None:
+        """Connected: say something."""
+        self._write(self._first)
 
-    def data_received(self, data: bytes) -> None:
-        """What those who drip are told."""
+    def drip(self) -> None:
+        """One more byte."""
+        self._write(b"a")
 
-    def connection_lost(self, error: Exception | None) -> None:
-        """It is over."""
-        self.gone = True
+    def _write(self, data: bytes) -> None:
+        with suppress(OSError):  # the daemon has closed it, which epoll tells
+            self.socket.send(data)
 
 
-async def attack(  # noqa: PLR0917
-    port: int, kind: str, count: int, addresses: int, over: Flag, told: "Queue[float]"
-) -> None:
-    """Open so many connections, and keep them open until it is over. Told is when the last was opened."""
+class Attack(NamedTuple):
+    """What became of slow callers: how many there were at the most, and when the last came and the last was cut."""
+
+    held: int
+    opened: float
+    gone: float
+
+
+def attack(port: int, kind: str, count: int, addresses: int, over: Flag, told: "Queue[Attack]") -> None:  # noqa: PLR0917
+    """Open so many connections, and keep them until the daemon has closed them all, or it is over.
+
+    By bare system calls, in a process of its own: it shares the machine with the daemon and the honest callers, and
+    what its own work takes of the processor would be blamed on the daemon.
+    """
     first, drips, _ = KINDS[kind]
-    loop = asyncio.get_running_loop()
     callers: list[Slow] = []
-
-    async def connect(number: int) -> None:
-        made = socket.socket()
-        made.setblocking(False)
-        if not drips:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        made.bind((f"127.0.1.{1 + number % addresses}", 0))
-        try:
-            await asyncio.wait_for(loop.sock_connect(made, ("127.0.0.1", port)), 10.0)
-            _, caller = await loop.create_connection(lambda: Slow(first), sock=made)
-        except (OSError, TimeoutError):
-            made.close()
-            return
-        if not drips:
-            caller.transport.pause_reading()
-        callers.append(caller)
-
-    async def drip() -> None:
-        for turn in itertools.count():
-            await asyncio.sleep(DRIP_SECONDS / DRIP_TURNS)
-            for caller in callers[turn % DRIP_TURNS :: DRIP_TURNS]:
-                if drips and not caller.gone:
-                    caller.transport.write(b"a")
-
-    dripping = asyncio.create_task(drip())
-    for number in range(0, count, RATE // 10):
-        await asyncio.gather(*(connect(number + each) for each in range(RATE // 10)), asyncio.sleep(0.1))
-    told.put(time.monotonic())
-    await loop.run_in_executor(None, over.wait)
-    dripping.cancel()
-
-
-def attacker(*arguments: Any) -> None:
-    """A process of its own."""
-    asyncio.run(attack(*arguments))
+    connecting: list[Slow] = []
+    there: dict[int, Slow] = {}
+    closed = select.epoll()
+    held, opened, gone = 0, 0.0, 0.0
+    for turn in itertools.count():
+        for caller in connecting:
+            caller.begin()
+            closed.register(caller.socket, select.EPOLLRDHUP)
+            there[caller.socket.fileno()] = caller
+        held = max(held, len(there))
+        connecting = [
+            Slow(port, f"127.0.1.{1 + number % addresses}", first, reads=drips)
+            for number in range(len(callers), min(len(callers) + RATE // TURNS, count))
+        ]
+        callers += connecting
+        if connecting:
+            opened = time.monotonic()
+        elif not there:
+            break
+        for descriptor, _ in closed.poll(0):
+            there.pop(descriptor).socket.close()
+            gone = time.monotonic()
+        if drips:
+            for caller in callers[turn % DRIP_TURNS : len(callers) - len(connecting) : DRIP_TURNS]:
+                caller.drip()
+        if over.wait(1 / TURNS):
+            break
+    told.put(Attack(held, opened, gone))
 
 
 async def honest(port: int, until: Callable[[], bool]) -> tuple[list[float], int]:
@@ -162,32 +174,22 @@ def run(daemon: Daemon, kind: str, count: int, addresses: int) -> bool:
     memory, descriptors = daemon.memory, daemon.descriptors
     quiet = measure(daemon, QUIET_SECONDS)
     over, told = Event(), Queue()  # type: ignore[var-annotated]
-    process = Process(target=attacker, args=(daemon.plain, kind, count, addresses, over, told))
+    process = Process(target=attack, args=(daemon.plain, kind, count, addresses, over, told))
     process.start()
-    held, gone, opened = 0, 0.0, 0.0
     patience = time.monotonic() + count / RATE + deadline + 60
-
-    def is_over() -> bool:
-        nonlocal held, gone, opened
-        now, there = time.monotonic(), daemon.descriptors - descriptors
-        held = max(held, there)
-        if not opened and not told.empty():
-            opened = told.get()
-        gone = now
-        return now > patience or (opened > 0.0 and there <= 2 * HONEST_CALLERS)
-
-    under = measure_until(daemon, is_over)
+    under = measure_until(daemon, lambda: time.monotonic() > patience or not told.empty())
     over.set()
+    slow = told.get()
     process.join()
-    latest = gone - opened - deadline
+    latest = slow.gone - slow.opened - deadline
     time.sleep(3.0)
     again = measure(daemon, QUIET_SECONDS)
     time.sleep(3.0)
     print(
-        f"{kind:8} {held:5} held from {addresses} addresses: p99 quiet {quiet[1]:.1f} and {again[1]:.1f} ms, attacked "
-        f"{under[1]:.1f} ms ({under[1] / max(quiet[1], again[1]):.2f}); median {quiet[0]:.1f}, {under[0]:.1f} ms; "
-        f"failed {under[2]}; the last gone {latest:+.1f} s after its deadline; "
-        f"memory {memory} -> {daemon.memory} KiB, descriptors {descriptors} -> {daemon.descriptors}",
+        f"{kind:8} {slow.held:5} held from {addresses} addresses: p99 quiet {quiet[1]:.1f} and {again[1]:.1f} ms, "
+        f"attacked {under[1]:.1f} ms ({under[1] / max(quiet[1], again[1]):.2f}); "
+        f"median {quiet[0]:.1f}, {under[0]:.1f} ms; failed {under[2]}; the last gone {latest:+.1f} s after its "
+        f"deadline; memory {memory} -> {daemon.memory} KiB, descriptors {descriptors} -> {daemon.descriptors}",
         flush=True,
     )
     return latest <= GRACE_SECONDS and not under[2] and daemon.descriptors <= descriptors + HONEST_CALLERS
