@@ -57,6 +57,11 @@ class _Item(Struct, gc=False):
     content: str | list[_Part] | None = None
     messages: list[_Message] | None = None
 
+    def __post_init__(self) -> None:
+        """At the first item that is nothing the rest need not be read: 350,000 of them fit into a body of 1 MiB."""
+        if self.prompt is None and self.role is None and self.content is None and not self.messages:
+            raise ValueError("neither a text nor a message")
+
 
 class Options(Struct):
     """The keys of `parameters`, read when their last occurrence is known."""
@@ -146,10 +151,8 @@ def _read_messages_item(item: _Item, index: int) -> list[Message]:
     path = f"content[{index}]"
     if item.role is not None and item.role not in _ROLES:
         raise PromptExtractionFailed(f"{path}.role: must be one of {', '.join(_ROLES)}")
-    if item.role is not None or item.content is not None:
-        missing = "role" if item.role is None else "content"
-        raise PromptExtractionFailed(f"{path}: a message needs a role and content, {missing} is missing")
-    raise PromptExtractionFailed(f"{path}: neither a text nor a message")
+    missing = "role" if item.role is None else "content"
+    raise PromptExtractionFailed(f"{path}: a message needs a role and content, {missing} is missing")
 
 
 def _read_messages(raw: Raw | UnsetType, path: str) -> list[Message]:

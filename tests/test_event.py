@@ -106,6 +106,8 @@ def test_details_name_the_path() -> None:
     )
     assert "content[2]" in fault({"content": ["a", "b", {"role": "user"}]})[1]
     assert "content[1]" in fault({"content": ["a", 5]})[1]
+    for nothing in ({}, {"text": "b"}, {"messages": []}, {"prompt": None}):
+        assert fault({"content": ["a", nothing, 5]})[1] == "content[1]: neither a text nor a message"
     assert "parameters.top_p" in fault({"content": "x", "parameters": {"top_p": 0}})[1]
     assert "content.seed" in fault({"content": {"prompt": "x", "seed": -1}})[1]
 

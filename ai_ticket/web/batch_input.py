@@ -31,14 +31,12 @@ class Element(Struct, frozen=True):
 
 
 def array_elements(body: bytes, most: int) -> list[Element]:
-    """The elements of a JSON array, each unread.
+    """The elements of a JSON array, each unread: how deep it nests is checked when it is read.
 
     @raise InvalidRequest: it is not JSON. @raise InvalidInputFormat: it is not an array.
     @raise PayloadTooLarge: it has more than `most` elements.
     """
     try:
-        if strictjson.too_deep(body):
-            raise JSONError("nested too deep")
         try:
             return _split(body, most, marked=False)
         except JSONError:
