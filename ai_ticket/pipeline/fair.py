@@ -1,17 +1,16 @@
-"""Events between callers and slots: admission, a fair queue, and cooperative workers that take from it."""
+"""Events between callers and slots: let in, queued fairly, and taken from there by cooperative workers."""
 
-from bisect import bisect_right
 from collections.abc import Callable
-from math import floor
 
 from msgspec import Struct
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from ai_ticket.errors import DeadlineExceeded, DomainError, InternalError, Overloaded, ShuttingDown
+from ai_ticket.errors import DeadlineExceeded, DomainError, InternalError, ShuttingDown
 from ai_ticket.event import Completion
 from ai_ticket.interfaces import Backend, Client, Job, PipelineRecorder
+from ai_ticket.pipeline.admission import AdmissionControl
 from ai_ticket.pipeline.batches import Batch, Batches
 from ai_ticket.pipeline.forecast import Forecast
 from ai_ticket.pipeline.queue import FairQueue
@@ -68,11 +67,11 @@ class FairPipeline(Service):
         self._clock = clock
         self._recorder = recorder
         self._max_concurrency = max_concurrency
-        self._queue_limit = queue_limit
         self._queue = FairQueue()
         self._forecast = Forecast()
         self._waiting: dict[Job, _Passage] = {}
         self._running: dict[Job, _Passage] = {}  # in the order in which they began
+        self._admission = AdmissionControl(clock.seconds, self._queue, self._forecast, self._running, queue_limit)
         self._workers = Workers(clock, self._begin)
         self._batches = Batches(clock, batch_size, batch_linger, self._call_worker)
         self._slots = 1  # that may be used, as it was last read
@@ -122,8 +121,7 @@ class FairPipeline(Service):
             self._check_backend()
         except DomainError:
             return False
-        in_time = not self._forecast.measured or 2 * self._wait(len(self._queue) + 1) <= seconds
-        return not self._stopped and in_time and 2 * self._queue.interactive < self._queue_limit
+        return not self._stopped and self._admission.is_roomy(seconds, self._slots)
 
     async def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in. One that would not has ended thereby.
@@ -132,7 +130,10 @@ class FairPipeline(Service):
         """
         try:
             self._check_backend()
-            self._admit(client, deadline)
+            if self._stopped:
+                raise ShuttingDown
+            self._read_slots()
+            self._admission.check(client, deadline, self._slots)
         except DomainError as error:
             self._recorder.event_ended(error.code, None)
             raise
@@ -184,75 +185,37 @@ class FairPipeline(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         self.stop()
 
-    # Admission.
-
-    def _admit(self, client: Client, deadline: float) -> Job | None:
-        """Whether there is room for another interactive event; if need be in place of the one that is returned."""
-        if self._stopped:
-            raise ShuttingDown
-        left = deadline - self._clock.seconds()
-        if left <= 0:
-            raise DeadlineExceeded
-        self._read_slots()
-        waiting = len(self._queue)
-        # To find its place takes a while; where even the last one is reached in time, there is no need to.
-        if self._forecast.measured and self._wait(waiting + 1) > left:
-            wait = self._wait(self._queue.place_for(client))
-            if wait > left:
-                raise Overloaded(
-                    f"its turn would come in about {wait:.0f} s, after its deadline", retry_after=_past(wait - left)
-                )
-        # Those that begin at once do not wait, though they pass through the queue.
-        interactive = self._queue.interactive
-        free = self._free() - (waiting - interactive)
-        if interactive < self._queue_limit + max(0, free):
-            return None
-        displaced = self._queue.displaced_by(client)
-        if displaced is None:
-            wait = self._wait(self._queue.place_for(client))
-            # By the time that this one would have, all that wait are gone, however long they take.
-            raise Overloaded(f"{interactive} events are waiting", retry_after=_past(min(wait, left)))
-        return displaced
-
     def _enter(self, job: Job) -> _Passage:
         """Let a job into the queue, or refuse it."""
         now = job.queued_at = self._clock.seconds()
+        if self._stopped or (job.batch and self._drained_by is not None):
+            raise ShuttingDown
         passage = _Passage(job, Deferred(lambda _: self._leave(job)), Deferred())
         displaced = None
         if not job.batch:
             if job.deadline is None:
                 job.deadline = now + job.timeout
-            displaced = self._admit(job.client, job.deadline)
+            self._read_slots()
+            displaced = self._admission.check(job.client, job.deadline, self._slots)
             passage.timer = self._clock.callLater(job.deadline - now, self._deadline_reached, passage)
-        elif self._stopped or self._drained_by is not None:
-            raise ShuttingDown
         self._waiting[job] = passage
         self._queue.push(job)
         if displaced is not None:
-            retry_after = _past(self._wait(self._queue.position(displaced)))
-            error = Overloaded("displaced by an event of a client that has fewer waiting", retry_after=retry_after)
-            self._fail(self._waiting[displaced], error)
+            self._fail(self._waiting[displaced], self._admission.displaced(displaced, self._slots))
         self._refuse_late()
         self._call_worker()
         return passage
 
     def _refuse_late(self) -> None:
         """Refuse those that can't be answered before the service has to end, where it is known how long events take."""
-        if self._drained_by is None or not self._forecast.measured:
-            return
-        longest_wait = self._drained_by - self._clock.seconds() - self._forecast.seconds
-        in_time = bisect_right(range(1, len(self._queue) + 1), longest_wait, key=self._wait)
-        if in_time < len(self._queue):
-            for job in self._queue.beyond(in_time):
+        if self._drained_by is not None:
+            for job in self._admission.late(self._drained_by, self._slots):
                 self._refuse(job)
 
     def _refuse(self, job: Job) -> None:
         # Those refused before may have taken others with them.
         if job in self._waiting:
             self._fail(self._waiting[job], ShuttingDown())
-
-    def _wait(self, place: int) -> float:
-        return self._forecast.wait(place, self._slots, self._running, self._clock.seconds())
 
     # The workers: one for each event under way.
 
@@ -377,8 +340,3 @@ class FairPipeline(Service):
 def _cancel(timer: IDelayedCall | None) -> None:
     if timer is not None and timer.active():
         timer.cancel()
-
-
-def _past(seconds: float) -> float:
-    """The next whole second, for a caller who is to come back then."""
-    return floor(seconds) + 1.0
