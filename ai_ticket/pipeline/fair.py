@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 
-from msgspec import Struct
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
 from ai_ticket.errors import DeadlineExceeded, DomainError, InternalError, ShuttingDown
 from ai_ticket.event import Completion
 from ai_ticket.interfaces import Backend, Client, Job, PipelineRecorder
 from ai_ticket.pipeline.admission import AdmissionControl
-from ai_ticket.pipeline.batches import Batch, Batches
+from ai_ticket.pipeline.batches import Batches
 from ai_ticket.pipeline.forecast import Forecast
+from ai_ticket.pipeline.passage import Passage
 from ai_ticket.pipeline.queue import FairQueue
 from ai_ticket.pipeline.workers import Workers
 
@@ -20,21 +20,6 @@ LEAST_CONCURRENCY = 8
 """Of a pipeline that is told nothing else."""
 PATIENCE_SECONDS = 0.5
 """How long after an event's deadline the backend may take to say so."""
-
-
-class _Passage(Struct, eq=False):
-    """A job's way through the pipeline. It waits for its turn; then it belongs to a batch, and generates.
-
-    `turn` fires with the deadline. `error` is what it is to fail with, where we have cancelled it ourselves.
-    """
-
-    job: Job
-    turn: Deferred[float]
-    ended: Deferred[None]
-    timer: IDelayedCall | None = None
-    batch: Batch | None = None
-    generating: Deferred[Completion] | None = None
-    error: DomainError | None = None
 
 
 class FairPipeline(Service):
@@ -69,8 +54,8 @@ class FairPipeline(Service):
         self._max_concurrency = max_concurrency
         self._queue = FairQueue()
         self._forecast = Forecast()
-        self._waiting: dict[Job, _Passage] = {}
-        self._running: dict[Job, _Passage] = {}  # in the order in which they began
+        self._waiting: dict[Job, Passage] = {}
+        self._running: dict[Job, Passage] = {}  # in the order in which they began
         self._admission = AdmissionControl(clock.seconds, self._queue, self._forecast, self._running, queue_limit)
         self._workers = Workers(clock, self._begin)
         self._batches = Batches(clock, batch_size, batch_linger, self._call_worker)
@@ -146,7 +131,10 @@ class FairPipeline(Service):
         outcome = "cancelled"
         try:
             passage = self._enter(job)
-            completion = await self._generate(passage, await passage.turn)
+            deadline = await passage.turn
+            waited = job.queue_seconds(self._clock.seconds())
+            self._recorder.event_began(waited)
+            completion = await passage.generate(self._backend, deadline, waited)
             outcome = "ok"
             return completion
         except DomainError as error:
@@ -185,12 +173,12 @@ class FairPipeline(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         self.stop()
 
-    def _enter(self, job: Job) -> _Passage:
+    def _enter(self, job: Job) -> Passage:
         """Let a job into the queue, or refuse it."""
         now = job.queued_at = self._clock.seconds()
         if self._stopped or (job.batch and self._drained_by is not None):
             raise ShuttingDown
-        passage = _Passage(job, Deferred(lambda _: self._leave(job)), Deferred())
+        passage = Passage(job, Deferred(lambda _: self._leave(job)), Deferred())
         displaced = None
         if not job.batch:
             if job.deadline is None:
@@ -262,51 +250,27 @@ class FairPipeline(Service):
         passage.turn.callback(job.deadline)
         return passage.ended
 
-    # An event's way.
+    # How an event ends.
 
-    async def _generate(self, passage: _Passage, deadline: float) -> Completion:
-        job = passage.job
-        waited = job.queue_seconds(self._clock.seconds())
-        self._recorder.event_began(waited)
-        span = job.span.child("pipeline.handle", at=job.began_at)
-        if span.recording:
-            span.set({"ai_ticket.queue.seconds": waited, "ai_ticket.batch": job.batch})
-            if passage.batch is not None:
-                passage.batch.spans.append(span)
-        passage.generating = Deferred.fromCoroutine(self._backend.complete(job.event, deadline, job.sink, span))
-        try:
-            return await passage.generating
-        except DomainError as error:
-            span.fail(error.code)
-            raise
-        except CancelledError:
-            span.fail("cancelled" if passage.error is None else passage.error.code)
-            if passage.error is not None:
-                raise passage.error
-            raise
-        finally:
-            span.end()
-
-    def _deadline_reached(self, passage: _Passage) -> None:
+    def _deadline_reached(self, passage: Passage) -> None:
         """The backend keeps the deadline itself, and knows best what to say of it; but it may take too long."""
         if passage.batch is None:
             self._fail(passage, DeadlineExceeded("its turn did not come in time"))
         else:
             passage.timer = self._clock.callLater(PATIENCE_SECONDS, self._fail, passage, DeadlineExceeded())
 
-    def _fail(self, passage: _Passage, error: DomainError) -> None:
+    def _fail(self, passage: Passage, error: DomainError) -> None:
         """End a job, whether it waits or is under way."""
         if passage.batch is None:
             self._leave(passage.job)
             passage.turn.errback(error)
-        elif passage.generating is not None:
-            passage.error = error
-            passage.generating.cancel()
+        else:
+            passage.cut(error)
 
     def _leave(self, job: Job) -> None:
         """A job leaves the queue before its turn."""
         self._queue.remove(job)
-        _cancel(self._waiting.pop(job).timer)
+        self._waiting.pop(job).stop_timer()
         if not self._queue:
             self._batches.close()
 
@@ -319,7 +283,7 @@ class FairPipeline(Service):
         if passage is None:
             return None
         passage.ended.callback(None)
-        _cancel(passage.timer)
+        passage.stop_timer()
         now = job.ended_at = self._clock.seconds()
         seconds = job.backend_seconds(now)
         if outcome == "ok":
@@ -335,8 +299,3 @@ class FairPipeline(Service):
                 batch.trace(now)
         self._refuse_late()
         return seconds
-
-
-def _cancel(timer: IDelayedCall | None) -> None:
-    if timer is not None and timer.active():
-        timer.cancel()
