@@ -13,7 +13,8 @@ from twisted.logger import Logger
 
 from ai_ticket.listening import Listeners
 from ai_ticket.systemd import Systemd
-from ai_ticket.web.connections import CLOSE_SECONDS, Connections
+from ai_ticket.web.connection import CLOSE_SECONDS
+from ai_ticket.web.connections import Connections
 from ai_ticket.web.site import Site, Tally
 
 LINGER_SECONDS = 2.0

@@ -22,7 +22,8 @@ from ai_ticket.telemetry.metrics import Metrics, Render
 from ai_ticket.telemetry.tracing import ForwardingTracer
 from ai_ticket.telemetry.tracing_setup import Tracing
 from ai_ticket.web.auth import Authenticator
-from ai_ticket.web.connections import ConnectionFactory, Connections, Timeouts
+from ai_ticket.web.connection import Timeouts
+from ai_ticket.web.connections import ConnectionFactory, Connections
 from ai_ticket.web.cors import Cors, parse_origins
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.http1 import Http1

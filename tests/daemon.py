@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 import trustme
+from threaded_server import Answers, ThreadedServer
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 30.0
@@ -191,7 +191,7 @@ class ModelServer:
         self.go.set()
         model = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answers):
             def do_GET(self) -> None:
                 answers = {
                     "/api/extra/version": {"result": "KoboldCpp", "version": "1.115.1", "llm": True},
@@ -229,14 +229,8 @@ class ModelServer:
                 with suppress(ConnectionError):  # the caller may have left
                     self.wfile.write(stream.encode())
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/api"
+        self._server = ThreadedServer(Handler)
+        self.url = f"http://127.0.0.1:{self._server.port}/api"
 
     @staticmethod
     def calls(tool: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,9 +239,7 @@ class ModelServer:
 
     def close(self) -> None:
         self.go.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.close()
 
 
 @contextmanager

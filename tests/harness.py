@@ -22,7 +22,9 @@ from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Usage
 from ai_ticket.interfaces import Admission, AttemptOutcome, BackendState, Client, Job, Sink
 from ai_ticket.spans import NO_SPAN, Span
-from ai_ticket.web.connections import Connection, Connections, Listener, Timeouts
+from ai_ticket.web.codec import Listener
+from ai_ticket.web.connection import Connection, Timeouts
+from ai_ticket.web.connections import Connections
 from ai_ticket.web.http1 import Http1
 from ai_ticket.web.http2 import Http2
 

@@ -23,7 +23,8 @@ from ai_ticket.pipeline.generations import Generations
 from ai_ticket.telemetry.payloads import PayloadSampler
 from ai_ticket.tokens import parse_token_list
 from ai_ticket.web.auth import Authenticator
-from ai_ticket.web.connections import Connection, Connections
+from ai_ticket.web.connection import Connection
+from ai_ticket.web.connections import Connections
 from ai_ticket.web.cors import Cors
 from ai_ticket.web.gate import Gate
 from ai_ticket.web.intake import Intake

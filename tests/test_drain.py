@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from ai_ticket.drain import ABORT_SECONDS, BRIEFLY_SECONDS, FAREWELL_SECONDS, LINGER_SECONDS, Drain, Phase
 from ai_ticket.errors import ShuttingDown
-from ai_ticket.web.connections import CLOSE_SECONDS, Connection
+from ai_ticket.web.connection import CLOSE_SECONDS, Connection
 from ai_ticket.web.cors import Cors
 from ai_ticket.web.request import Request, Response
 from ai_ticket.web.site import Route, Site

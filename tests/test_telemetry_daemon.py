@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
+from threaded_server import Answers, ThreadedServer
 
 from ai_ticket.telemetry.tracing_export import STOP_SECONDS
 
@@ -44,7 +44,7 @@ class Collector:
         self.go.set()
         collector = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answers):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
@@ -55,14 +55,8 @@ class Collector:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = ThreadedServer(Handler)
+        self.url = f"http://127.0.0.1:{self._server.port}"
 
     @property
     def spans(self) -> list[Span]:
@@ -72,9 +66,7 @@ class Collector:
 
     def close(self) -> None:
         self.go.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.close()
 
 
 @pytest.fixture

@@ -1,19 +1,18 @@
-"""Events between callers and slots: admission, a fair queue, and cooperative workers that take from it."""
+"""Events between callers and slots: let in, queued fairly, and taken from there by cooperative workers."""
 
-from bisect import bisect_right
 from collections.abc import Callable
-from math import floor
 
-from msgspec import Struct
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 
-from ai_ticket.errors import DeadlineExceeded, DomainError, InternalError, Overloaded, ShuttingDown
+from ai_ticket.errors import DeadlineExceeded, DomainError, InternalError, ShuttingDown
 from ai_ticket.event import Completion
 from ai_ticket.interfaces import Backend, Client, Job, PipelineRecorder
-from ai_ticket.pipeline.batches import Batch, Batches
+from ai_ticket.pipeline.admission import AdmissionControl
+from ai_ticket.pipeline.batches import Batches
 from ai_ticket.pipeline.forecast import Forecast
+from ai_ticket.pipeline.passage import Passage
 from ai_ticket.pipeline.queue import FairQueue
 from ai_ticket.pipeline.workers import Workers
 
@@ -21,21 +20,6 @@ LEAST_CONCURRENCY = 8
 """Of a pipeline that is told nothing else."""
 PATIENCE_SECONDS = 0.5
 """How long after an event's deadline the backend may take to say so."""
-
-
-class _Passage(Struct, eq=False):
-    """A job's way through the pipeline. It waits for its turn; then it belongs to a batch, and generates.
-
-    `turn` fires with the deadline. `error` is what it is to fail with, where we have cancelled it ourselves.
-    """
-
-    job: Job
-    turn: Deferred[float]
-    ended: Deferred[None]
-    timer: IDelayedCall | None = None
-    batch: Batch | None = None
-    generating: Deferred[Completion] | None = None
-    error: DomainError | None = None
 
 
 class FairPipeline(Service):
@@ -68,11 +52,11 @@ class FairPipeline(Service):
         self._clock = clock
         self._recorder = recorder
         self._max_concurrency = max_concurrency
-        self._queue_limit = queue_limit
         self._queue = FairQueue()
         self._forecast = Forecast()
-        self._waiting: dict[Job, _Passage] = {}
-        self._running: dict[Job, _Passage] = {}  # in the order in which they began
+        self._waiting: dict[Job, Passage] = {}
+        self._running: dict[Job, Passage] = {}  # in the order in which they began
+        self._admission = AdmissionControl(clock.seconds, self._queue, self._forecast, self._running, queue_limit)
         self._workers = Workers(clock, self._begin)
         self._batches = Batches(clock, batch_size, batch_linger, self._call_worker)
         self._slots = 1  # that may be used, as it was last read
@@ -122,8 +106,7 @@ class FairPipeline(Service):
             self._check_backend()
         except DomainError:
             return False
-        in_time = not self._forecast.measured or 2 * self._wait(len(self._queue) + 1) <= seconds
-        return not self._stopped and in_time and 2 * self._queue.interactive < self._queue_limit
+        return not self._stopped and self._admission.is_roomy(seconds, self._slots)
 
     async def check_room(self, client: Client, deadline: float) -> None:
         """Whether an event of this client, submitted now, would be taken in. One that would not has ended thereby.
@@ -132,7 +115,10 @@ class FairPipeline(Service):
         """
         try:
             self._check_backend()
-            self._admit(client, deadline)
+            if self._stopped:
+                raise ShuttingDown
+            self._read_slots()
+            self._admission.check(client, deadline, self._slots)
         except DomainError as error:
             self._recorder.event_ended(error.code, None)
             raise
@@ -145,7 +131,10 @@ class FairPipeline(Service):
         outcome = "cancelled"
         try:
             passage = self._enter(job)
-            completion = await self._generate(passage, await passage.turn)
+            deadline = await passage.turn
+            waited = job.queue_seconds(self._clock.seconds())
+            self._recorder.event_began(waited)
+            completion = await passage.generate(self._backend, deadline, waited)
             outcome = "ok"
             return completion
         except DomainError as error:
@@ -184,75 +173,37 @@ class FairPipeline(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         self.stop()
 
-    # Admission.
-
-    def _admit(self, client: Client, deadline: float) -> Job | None:
-        """Whether there is room for another interactive event; if need be in place of the one that is returned."""
-        if self._stopped:
-            raise ShuttingDown
-        left = deadline - self._clock.seconds()
-        if left <= 0:
-            raise DeadlineExceeded
-        self._read_slots()
-        waiting = len(self._queue)
-        # To find its place takes a while; where even the last one is reached in time, there is no need to.
-        if self._forecast.measured and self._wait(waiting + 1) > left:
-            wait = self._wait(self._queue.place_for(client))
-            if wait > left:
-                raise Overloaded(
-                    f"its turn would come in about {wait:.0f} s, after its deadline", retry_after=_past(wait - left)
-                )
-        # Those that begin at once do not wait, though they pass through the queue.
-        interactive = self._queue.interactive
-        free = self._free() - (waiting - interactive)
-        if interactive < self._queue_limit + max(0, free):
-            return None
-        displaced = self._queue.displaced_by(client)
-        if displaced is None:
-            wait = self._wait(self._queue.place_for(client))
-            # By the time that this one would have, all that wait are gone, however long they take.
-            raise Overloaded(f"{interactive} events are waiting", retry_after=_past(min(wait, left)))
-        return displaced
-
-    def _enter(self, job: Job) -> _Passage:
+    def _enter(self, job: Job) -> Passage:
         """Let a job into the queue, or refuse it."""
         now = job.queued_at = self._clock.seconds()
-        passage = _Passage(job, Deferred(lambda _: self._leave(job)), Deferred())
+        if self._stopped or (job.batch and self._drained_by is not None):
+            raise ShuttingDown
+        passage = Passage(job, Deferred(lambda _: self._leave(job)), Deferred())
         displaced = None
         if not job.batch:
             if job.deadline is None:
                 job.deadline = now + job.timeout
-            displaced = self._admit(job.client, job.deadline)
+            self._read_slots()
+            displaced = self._admission.check(job.client, job.deadline, self._slots)
             passage.timer = self._clock.callLater(job.deadline - now, self._deadline_reached, passage)
-        elif self._stopped or self._drained_by is not None:
-            raise ShuttingDown
         self._waiting[job] = passage
         self._queue.push(job)
         if displaced is not None:
-            retry_after = _past(self._wait(self._queue.position(displaced)))
-            error = Overloaded("displaced by an event of a client that has fewer waiting", retry_after=retry_after)
-            self._fail(self._waiting[displaced], error)
+            self._fail(self._waiting[displaced], self._admission.displaced(displaced, self._slots))
         self._refuse_late()
         self._call_worker()
         return passage
 
     def _refuse_late(self) -> None:
         """Refuse those that can't be answered before the service has to end, where it is known how long events take."""
-        if self._drained_by is None or not self._forecast.measured:
-            return
-        longest_wait = self._drained_by - self._clock.seconds() - self._forecast.seconds
-        in_time = bisect_right(range(1, len(self._queue) + 1), longest_wait, key=self._wait)
-        if in_time < len(self._queue):
-            for job in self._queue.beyond(in_time):
+        if self._drained_by is not None:
+            for job in self._admission.late(self._drained_by, self._slots):
                 self._refuse(job)
 
     def _refuse(self, job: Job) -> None:
         # Those refused before may have taken others with them.
         if job in self._waiting:
             self._fail(self._waiting[job], ShuttingDown())
-
-    def _wait(self, place: int) -> float:
-        return self._forecast.wait(place, self._slots, self._running, self._clock.seconds())
 
     # The workers: one for each event under way.
 
@@ -299,51 +250,27 @@ class FairPipeline(Service):
         passage.turn.callback(job.deadline)
         return passage.ended
 
-    # An event's way.
+    # How an event ends.
 
-    async def _generate(self, passage: _Passage, deadline: float) -> Completion:
-        job = passage.job
-        waited = job.queue_seconds(self._clock.seconds())
-        self._recorder.event_began(waited)
-        span = job.span.child("pipeline.handle", at=job.began_at)
-        if span.recording:
-            span.set({"ai_ticket.queue.seconds": waited, "ai_ticket.batch": job.batch})
-            if passage.batch is not None:
-                passage.batch.spans.append(span)
-        passage.generating = Deferred.fromCoroutine(self._backend.complete(job.event, deadline, job.sink, span))
-        try:
-            return await passage.generating
-        except DomainError as error:
-            span.fail(error.code)
-            raise
-        except CancelledError:
-            span.fail("cancelled" if passage.error is None else passage.error.code)
-            if passage.error is not None:
-                raise passage.error
-            raise
-        finally:
-            span.end()
-
-    def _deadline_reached(self, passage: _Passage) -> None:
+    def _deadline_reached(self, passage: Passage) -> None:
         """The backend keeps the deadline itself, and knows best what to say of it; but it may take too long."""
         if passage.batch is None:
             self._fail(passage, DeadlineExceeded("its turn did not come in time"))
         else:
             passage.timer = self._clock.callLater(PATIENCE_SECONDS, self._fail, passage, DeadlineExceeded())
 
-    def _fail(self, passage: _Passage, error: DomainError) -> None:
+    def _fail(self, passage: Passage, error: DomainError) -> None:
         """End a job, whether it waits or is under way."""
         if passage.batch is None:
             self._leave(passage.job)
             passage.turn.errback(error)
-        elif passage.generating is not None:
-            passage.error = error
-            passage.generating.cancel()
+        else:
+            passage.cut(error)
 
     def _leave(self, job: Job) -> None:
         """A job leaves the queue before its turn."""
         self._queue.remove(job)
-        _cancel(self._waiting.pop(job).timer)
+        self._waiting.pop(job).stop_timer()
         if not self._queue:
             self._batches.close()
 
@@ -356,7 +283,7 @@ class FairPipeline(Service):
         if passage is None:
             return None
         passage.ended.callback(None)
-        _cancel(passage.timer)
+        passage.stop_timer()
         now = job.ended_at = self._clock.seconds()
         seconds = job.backend_seconds(now)
         if outcome == "ok":
@@ -372,13 +299,3 @@ class FairPipeline(Service):
                 batch.trace(now)
         self._refuse_late()
         return seconds
-
-
-def _cancel(timer: IDelayedCall | None) -> None:
-    if timer is not None and timer.active():
-        timer.cancel()
-
-
-def _past(seconds: float) -> float:
-    """The next whole second, for a caller who is to come back then."""
-    return floor(seconds) + 1.0

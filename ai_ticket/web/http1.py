@@ -9,7 +9,7 @@ from enum import Enum, auto
 from twisted.internet.interfaces import IPushProducer
 
 from ai_ticket.web.body import BodyTime
-from ai_ticket.web.connections import CLOSE_SECONDS, Connection
+from ai_ticket.web.connection import CLOSE_SECONDS, Connection
 from ai_ticket.web.heads import MAX_HEAD_BYTES
 from ai_ticket.web.http1_answer import CONTINUE, Answer, whole
 from ai_ticket.web.http1_parser import Broken, End, Head, Parser

@@ -12,7 +12,7 @@ from h2.settings import SettingCodes
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from ai_ticket.web.connections import Connection
+from ai_ticket.web.connection import Connection
 from ai_ticket.web.heads import are_trailers, http2_head
 from ai_ticket.web.http2_frames import Allowance, ConnectionFault, Frame, Frames
 from ai_ticket.web.http2_state import MAX_CONCURRENT_STREAMS, ServerConnection

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 
 from ai_ticket.web.body import BodyTime
-from ai_ticket.web.connections import CLOSE_SECONDS, Connection
+from ai_ticket.web.connection import CLOSE_SECONDS, Connection
 from ai_ticket.web.heads import Http2Head
 from ai_ticket.web.http2_frames import Allowance
 from ai_ticket.web.http2_state import ServerConnection

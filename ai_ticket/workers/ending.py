@@ -10,7 +10,8 @@ from twisted.logger import Logger
 from ai_ticket.drain import ABORT_SECONDS, BRIEFLY_SECONDS, DrainedPipeline, report
 from ai_ticket.listening import Listeners
 from ai_ticket.systemd import Systemd
-from ai_ticket.web.connections import CLOSE_SECONDS, Connections
+from ai_ticket.web.connection import CLOSE_SECONDS
+from ai_ticket.web.connections import Connections
 from ai_ticket.workers.crew import Crew
 
 MARGIN_SECONDS = 5.0

@@ -15,7 +15,7 @@ from ai_ticket.event import Event, EventLimits, Parameters
 from ai_ticket.interfaces import BackendState
 from ai_ticket.web.kobold_requests import read_generate
 
-LITE = {
+USUAL = {
     "typical": 1.0,
     "tfs": 1.0,
     "top_a": 0.0,
@@ -38,6 +38,8 @@ LITE = {
     "grammar": "",
     "logit_bias": {},
 }
+"""As clients usually send them, most at values that do nothing."""
+
 COMPLETIONS = ENDPOINTS[1]
 
 
@@ -51,14 +53,14 @@ def values(found: dict[str, str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", [KOBOLDCPP, None])
 def test_koboldcpp_has_them_all(kind: str | None) -> None:
-    assert missing(texts(LITE | {"tfs": 0.5, "render_special": True}), kind, "Once") is None
-    assert values(equivalents(texts(LITE), kind)) == LITE
+    assert missing(texts(USUAL | {"tfs": 0.5, "render_special": True}), kind, "Once") is None
+    assert values(equivalents(texts(USUAL), kind)) == USUAL
 
 
 def test_llamacpp_gets_what_it_has() -> None:
     """Also what does nothing, for its own default may do something; but no details of what does nothing."""
-    assert missing(texts(LITE), LLAMACPP, "Once") is None
-    assert values(equivalents(texts(LITE), LLAMACPP)) == {
+    assert missing(texts(USUAL), LLAMACPP, "Once") is None
+    assert values(equivalents(texts(USUAL), LLAMACPP)) == {
         "typical_p": 1.0,
         "top_n_sigma": 0.0,
         "repeat_penalty": 1.07,

@@ -18,7 +18,7 @@ from ai_ticket.backend.kobold import BackendTimeouts, KoboldBackend
 from ai_ticket.backend.server import ModelServer
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event, Message, Parameters
-from ai_ticket.web.connections import Connection
+from ai_ticket.web.connection import Connection
 from fuzz import answers, documents, http1, http2
 from fuzz.mutation import split
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import h2.events
 import httpx
 import pytest
 from daemon import AUTH, PATIENCE, TOKEN, Daemon, running, wait_until
+from threaded_server import Answers, ThreadedServer
 
 from ai_ticket.settings import DEFAULTS
 
@@ -61,7 +61,7 @@ class Stepwise:
         self.left = threading.Event()
         model = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answers):
             def do_GET(self) -> None:
                 answers = {"/api/extra/version": {"result": "KoboldCpp", "version": "1.115.1", "llm": True}}
                 found = answers.get(self.path)
@@ -97,20 +97,12 @@ class Stepwise:
                 self.connection.setblocking(True)
                 self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
 
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = ThreadedServer(Handler)
+        self.url = f"http://127.0.0.1:{self._server.port}"
 
     def close(self) -> None:
         self.go.release(1000)
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.close()
 
 
 def free_port() -> int:

@@ -7,7 +7,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import SpanFlags
+from threaded_server import Answers, ThreadedServer
 
 from ai_ticket.telemetry.tracing import RecordedSpan
 from ai_ticket.telemetry.tracing_export import STOP_SECONDS, ExportError, SpanExport
@@ -41,7 +41,7 @@ class Receiver:
         self.callers: set[Any] = set()
         receiver = self
 
-        class Answers(BaseHTTPRequestHandler):
+        class Receiving(Answers):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
@@ -57,23 +57,13 @@ class Receiver:
                 self.end_headers()
                 self.wfile.write(answer)
 
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-        self._server.daemon_threads = True
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self._server = ThreadedServer(Receiving, tls)
         scheme = "http" if tls is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._server.server_port}/v1/traces"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self._thread.start()
+        self.url = f"{scheme}://127.0.0.1:{self._server.port}/v1/traces"
 
     def close(self) -> None:
         self.gate.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
     def spans(self) -> list[ProtoSpan]:
         """All that it was sent."""
