@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ LARGEST_FRAME = 67_108_864
 MOST_UNREAD = 16_777_216
 """Bytes that may wait for a process at the other end that does not read: it hangs, and is given up."""
 
-_HEAD = 4
+_HEAD = Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
 from_worker: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(FromWorker)
 from_parent: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(FromParent)
@@ -27,7 +28,7 @@ from_parent: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(FromParent
 def frame(message: Message) -> bytes:
     """A message as it is sent: its length in four bytes, then itself as msgpack."""
     data = _encode(message)
-    return len(data).to_bytes(_HEAD, "big") + data
+    return _HEAD.pack(len(data)) + data
 
 
 def read_one(source: socket.socket, decoder: "msgspec.msgpack.Decoder[Any]") -> Any:
@@ -35,7 +36,8 @@ def read_one(source: socket.socket, decoder: "msgspec.msgpack.Decoder[Any]") -> 
 
     @raise EOFError: the other end has closed. @raise OSError: reading fails, or takes longer than the socket allows.
     """
-    return decoder.decode(_read(source, int.from_bytes(_read(source, _HEAD), "big")))
+    (size,) = _HEAD.unpack(_read(source, _HEAD.size))
+    return decoder.decode(_read(source, size))
 
 
 def _read(source: socket.socket, size: int) -> bytes:
@@ -96,18 +98,18 @@ class Channel(Protocol):
         """Bytes have come."""
         buffer = self._buffer
         buffer += data
-        begin, size = 0, len(buffer)
+        begin, come = 0, len(buffer)
         with memoryview(buffer) as view:
-            while size - begin >= _HEAD:
-                end = begin + _HEAD + int.from_bytes(view[begin : begin + _HEAD], "big")
-                if end - begin > LARGEST_FRAME:
-                    self._log.error("a message of {size} bytes is too large", size=end - begin)
+            while (body := begin + _HEAD.size) <= come:
+                (size,) = _HEAD.unpack_from(view, begin)
+                if size > LARGEST_FRAME - _HEAD.size:
+                    self._log.error("a message of {size} bytes is too large", size=size)
                     self.transport.abortConnection()
                     return
-                if size < end:
+                if come < body + size:
                     break
-                message = self._decoder.decode(view[begin + _HEAD : end])
-                begin = end
+                begin = body + size
+                message = self._decoder.decode(view[body:begin])
                 self._take(message)
         del buffer[:begin]
 
