@@ -52,7 +52,10 @@ def _read(source: socket.socket, size: int) -> bytes:
 
 @implementer(IPushProducer)
 class Channel(Protocol):
-    """One end of a channel. What is sent within one turn of the reactor leaves together, by the transport's nature."""
+    """One end of a channel. What is sent within one turn of the reactor leaves together, by the transport's nature.
+
+    `reading`: there may be more of the messages that have come together.
+    """
 
     _log = Logger()
     transport: Any
@@ -62,11 +65,17 @@ class Channel(Protocol):
         decoder: "msgspec.msgpack.Decoder[Any]",
         received: Callable[[Any], None],
         lost: Callable[[], None],
+        read: Callable[[], None] = lambda: None,
     ):
-        """@param received: takes each message. @param lost: called once, when the channel is closed."""
+        """@param received: takes each message. @param lost: called once, when the channel is closed.
+
+        @param read: called after the last of some messages that have come together.
+        """
         self._decoder = decoder
         self._received = received
         self._lost = lost
+        self._when_read = read
+        self.reading = False
         self._buffer = bytearray()
         self._full = False
         self._unread = 0
@@ -96,6 +105,14 @@ class Channel(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
+        self.reading = True
+        try:
+            self._read(data)
+        finally:
+            self.reading = False
+        self._when_read()
+
+    def _read(self, data: bytes) -> None:
         buffer = self._buffer
         buffer += data
         begin, come = 0, len(buffer)
