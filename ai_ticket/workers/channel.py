@@ -13,7 +13,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ai_ticket.workers.messages import FromParent, FromWorker, Message
+from ai_ticket.workers.message import Message
+from ai_ticket.workers.messages import FromParent, FromWorker
 
 LARGEST_FRAME = 67_108_864
 MOST_UNREAD = 16_777_216

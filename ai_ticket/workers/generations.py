@@ -16,16 +16,14 @@ from ai_ticket.errors import DomainError, InternalError, Overloaded
 from ai_ticket.interfaces import Figures, Generations
 from ai_ticket.pipeline.generations import UnderWay
 from ai_ticket.workers.channel import Questions
-from ai_ticket.workers.messages import (
+from ai_ticket.workers.message import Fault, Handlers, Message
+from ai_ticket.workers.messages_of_generations import (
     AboutGenerations,
     AskFigures,
     AskStop,
     AskText,
     AsWanted,
-    Fault,
     FiguresTold,
-    Handlers,
-    Message,
     Refused,
     Text,
 )

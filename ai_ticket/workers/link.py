@@ -18,6 +18,7 @@ from ai_ticket.workers.generations import (
     answering,
     taking_answers,
 )
+from ai_ticket.workers.message import Fault, Handlers, Message
 from ai_ticket.workers.messages import (
     Admit,
     Admitted,
@@ -29,9 +30,6 @@ from ai_ticket.workers.messages import (
     Cancel,
     Ended,
     Family,
-    Fault,
-    Handlers,
-    Message,
     Metrics,
     Ping,
     Place,
