@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -12,13 +13,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ai_ticket.workers.messages import FromParent, FromWorker, Message
+from ai_ticket.workers.message import Message
+from ai_ticket.workers.messages import FromParent, FromWorker
 
 LARGEST_FRAME = 67_108_864
 MOST_UNREAD = 16_777_216
 """Bytes that may wait for a process at the other end that does not read: it hangs, and is given up."""
 
-_HEAD = 4
+_HEAD = Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
 from_worker: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(FromWorker)
 from_parent: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(FromParent)
@@ -27,7 +29,7 @@ from_parent: "msgspec.msgpack.Decoder[Any]" = msgspec.msgpack.Decoder(FromParent
 def frame(message: Message) -> bytes:
     """A message as it is sent: its length in four bytes, then itself as msgpack."""
     data = _encode(message)
-    return len(data).to_bytes(_HEAD, "big") + data
+    return _HEAD.pack(len(data)) + data
 
 
 def read_one(source: socket.socket, decoder: "msgspec.msgpack.Decoder[Any]") -> Any:
@@ -35,7 +37,8 @@ def read_one(source: socket.socket, decoder: "msgspec.msgpack.Decoder[Any]") -> 
 
     @raise EOFError: the other end has closed. @raise OSError: reading fails, or takes longer than the socket allows.
     """
-    return decoder.decode(_read(source, int.from_bytes(_read(source, _HEAD), "big")))
+    (size,) = _HEAD.unpack(_read(source, _HEAD.size))
+    return decoder.decode(_read(source, size))
 
 
 def _read(source: socket.socket, size: int) -> bytes:
@@ -50,7 +53,10 @@ def _read(source: socket.socket, size: int) -> bytes:
 
 @implementer(IPushProducer)
 class Channel(Protocol):
-    """One end of a channel. What is sent within one turn of the reactor leaves together, by the transport's nature."""
+    """One end of a channel. What is sent within one turn of the reactor leaves together, by the transport's nature.
+
+    `reading`: there may be more of the messages that have come together.
+    """
 
     _log = Logger()
     transport: Any
@@ -60,11 +66,17 @@ class Channel(Protocol):
         decoder: "msgspec.msgpack.Decoder[Any]",
         received: Callable[[Any], None],
         lost: Callable[[], None],
+        read: Callable[[], None] = lambda: None,
     ):
-        """@param received: takes each message. @param lost: called once, when the channel is closed."""
+        """@param received: takes each message. @param lost: called once, when the channel is closed.
+
+        @param read: called after the last of some messages that have come together.
+        """
         self._decoder = decoder
         self._received = received
         self._lost = lost
+        self._when_read = read
+        self.reading = False
         self._buffer = bytearray()
         self._full = False
         self._unread = 0
@@ -94,20 +106,28 @@ class Channel(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes have come."""
+        self.reading = True
+        try:
+            self._read(data)
+        finally:
+            self.reading = False
+        self._when_read()
+
+    def _read(self, data: bytes) -> None:
         buffer = self._buffer
         buffer += data
-        begin, size = 0, len(buffer)
+        begin, come = 0, len(buffer)
         with memoryview(buffer) as view:
-            while size - begin >= _HEAD:
-                end = begin + _HEAD + int.from_bytes(view[begin : begin + _HEAD], "big")
-                if end - begin > LARGEST_FRAME:
-                    self._log.error("a message of {size} bytes is too large", size=end - begin)
+            while (body := begin + _HEAD.size) <= come:
+                (size,) = _HEAD.unpack_from(view, begin)
+                if size > LARGEST_FRAME - _HEAD.size:
+                    self._log.error("a message of {size} bytes is too large", size=size)
                     self.transport.abortConnection()
                     return
-                if size < end:
+                if come < body + size:
                     break
-                message = self._decoder.decode(view[begin + _HEAD : end])
-                begin = end
+                begin = body + size
+                message = self._decoder.decode(view[body:begin])
                 self._take(message)
         del buffer[:begin]
 

@@ -15,7 +15,8 @@ from ai_ticket.web.site import Tally
 from ai_ticket.workers.families import departed, merged
 from ai_ticket.workers.generations import LinkLost, RemoteGenerations
 from ai_ticket.workers.link import Link
-from ai_ticket.workers.messages import Family, Hurry, Message, Start, Stop
+from ai_ticket.workers.message import Message
+from ai_ticket.workers.messages import Family, Hurry, Start, Stop
 from ai_ticket.workers.process import Launch, NotReady, Process
 
 START_SECONDS = 60.0

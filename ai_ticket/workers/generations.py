@@ -3,8 +3,8 @@
 A worker asks the parent, which knows who has what, and asks those workers.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from msgspec import Struct
@@ -16,16 +16,14 @@ from ai_ticket.errors import DomainError, InternalError, Overloaded
 from ai_ticket.interfaces import Figures, Generations
 from ai_ticket.pipeline.generations import UnderWay
 from ai_ticket.workers.channel import Questions
-from ai_ticket.workers.messages import (
+from ai_ticket.workers.message import Fault, Handlers, Message
+from ai_ticket.workers.messages_of_generations import (
     AboutGenerations,
     AskFigures,
     AskStop,
     AskText,
     AsWanted,
-    Fault,
     FiguresTold,
-    Handlers,
-    Message,
     Refused,
     Text,
 )
@@ -38,6 +36,7 @@ MOST_ASKING = 64
 
 BUSY_SECONDS = 1.0
 
+_NOTHING = nullcontext()
 _log = Logger()
 _Told = TypeVar("_Told")
 
@@ -131,14 +130,9 @@ class GenerationsOfAll:
         self._owners = owners
         self._under_way = UnderWay[_Owned]()
 
-    @contextmanager
-    def under_way(self, client: str, key: str | None, owner: Generations) -> Iterator[None]:
+    def under_way(self, client: str, key: str | None, owner: Generations) -> AbstractContextManager[None]:
         """Within this a client's generation is under way, which has this key, if any."""
-        if key is None:
-            yield
-            return
-        with self._under_way.within(client, _Owned(key, owner)):
-            yield
+        return _NOTHING if key is None else self._under_way.within(client, _Owned(key, owner))
 
     async def text(self, client: str, key: str) -> str:
         """What has come so far of the last of this key."""

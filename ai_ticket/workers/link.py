@@ -18,6 +18,7 @@ from ai_ticket.workers.generations import (
     answering,
     taking_answers,
 )
+from ai_ticket.workers.message import Fault, Handlers, Message
 from ai_ticket.workers.messages import (
     Admit,
     Admitted,
@@ -29,9 +30,6 @@ from ai_ticket.workers.messages import (
     Cancel,
     Ended,
     Family,
-    Fault,
-    Handlers,
-    Message,
     Metrics,
     Ping,
     Place,
@@ -95,7 +93,8 @@ class Link:
         self._jobs: dict[int, Job] = {}
         self._submitted: dict[int, Deferred[None]] = {}
         self._attempts: dict[int, Deferred[None]] = {}
-        self.channel = Channel(from_worker, self.received, self._lost)
+        self._changed = False
+        self.channel = Channel(from_worker, self.received, self._lost, self._read)
         self._questions = Questions(self.channel.send)
         self.heard_at = service.clock.seconds()
         self.in_flight: int | None = None
@@ -204,7 +203,7 @@ class Link:
         if number in self._jobs:
             self._submitted[number] = submitted
         self._later(submitted)
-        self._service.look()
+        self._look()
 
     async def _run(self, number: int, job: Job) -> None:
         try:
@@ -220,6 +219,18 @@ class Link:
         finally:
             del self._jobs[number]
             self._submitted.pop(number, None)
+            self._look()
+
+    def _look(self) -> None:
+        """Something in the pipeline has changed: of all that messages change that came together, once."""
+        if self.channel.reading:
+            self._changed = True
+        else:
+            self._service.look()
+
+    def _read(self) -> None:
+        if self._changed:
+            self._changed = False
             self._service.look()
 
     def _cancel(self, message: Cancel) -> None:

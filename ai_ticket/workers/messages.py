@@ -3,51 +3,15 @@
 Text of an answer is where its caller asks for what has come so far, and his question comes to another worker.
 """
 
-from typing import Any
-
 from msgspec import Struct
 
-from ai_ticket import errors
 from ai_ticket.backend.address import Location
-from ai_ticket.errors import DomainError, InternalError
-from ai_ticket.interfaces import Admission, BackendState, Client, Figures
+from ai_ticket.interfaces import Admission, BackendState, Client
 from ai_ticket.settings import Settings
 from ai_ticket.tokens import Token
 from ai_ticket.web.site import Tally
-
-
-class Fault(Struct, frozen=True, array_like=True):
-    """A `DomainError` on its way. `kind` is its class's name: several share a code."""
-
-    kind: str
-    message: str
-    details: str | None
-    retry_after: float | None
-    after_first_token: bool
-    backend: str | None
-
-    @classmethod
-    def of(cls, error: DomainError) -> "Fault":
-        """What there is to tell of an error."""
-        # A class that only one room knows travels as the one that all know.
-        kind = next((each.__name__ for each in type(error).__mro__ if each.__name__ in _KINDS), InternalError.__name__)
-        return cls(kind, error.message, error.details, error.retry_after, error.after_first_token, error.backend)
-
-    def error(self) -> DomainError:
-        """The error again."""
-        kind = _KINDS[self.kind]
-        error = kind.__new__(kind)
-        DomainError.__init__(error, self.details, message=self.message, retry_after=self.retry_after)
-        error.after_first_token = self.after_first_token
-        error.backend = self.backend
-        return error
-
-
-_KINDS: dict[str, type[DomainError]] = {
-    name: each
-    for name, each in vars(errors).items()
-    if isinstance(each, type) and issubclass(each, DomainError) and each is not DomainError
-}
+from ai_ticket.workers.message import Fault, Message
+from ai_ticket.workers.messages_of_generations import AboutGenerations, AnswersAboutGenerations
 
 
 class Sample(Struct, frozen=True, array_like=True):
@@ -66,10 +30,6 @@ class Family(Struct, frozen=True, array_like=True):
     kind: str
     what: str
     samples: list[Sample]
-
-
-class Message(Struct, frozen=True, array_like=True):
-    """What goes over a channel. `number` is the asking process's own, and stands in the answer."""
 
 
 # From a worker to the parent.
@@ -155,63 +115,6 @@ class Stopped(Message, frozen=True, array_like=True, tag=True):
 
     tally: Tally
 
-
-# Questions about a client's generations, and answers: a worker asks about those of all, the parent about the worker's.
-
-
-class AskText(Message, frozen=True, array_like=True, tag=True):
-    """What has come so far? `client`, `key`: as `interfaces.Generations` has them, here and below."""
-
-    number: int
-    client: str
-    key: str
-
-
-class AskStop(Message, frozen=True, array_like=True, tag=True):
-    """Let them end."""
-
-    number: int
-    client: str
-    key: str
-
-
-class AskFigures(Message, frozen=True, array_like=True, tag=True):
-    """What has been going on?"""
-
-    number: int
-    client: str
-
-
-class Text(Message, frozen=True, array_like=True, tag=True):
-    """The answer to `AskText`."""
-
-    number: int
-    text: str
-
-
-class AsWanted(Message, frozen=True, array_like=True, tag=True):
-    """The answer to `AskStop`."""
-
-    number: int
-    is_so: bool
-
-
-class FiguresTold(Message, frozen=True, array_like=True, tag=True):
-    """The answer to `AskFigures`."""
-
-    number: int
-    figures: Figures
-
-
-class Refused(Message, frozen=True, array_like=True, tag=True):
-    """Any of these can't be answered."""
-
-    number: int
-    fault: Fault
-
-
-AboutGenerations = AskText | AskStop | AskFigures
-AnswersAboutGenerations = Text | AsWanted | FiguresTold | Refused
 
 FromWorker = (
     Ready
@@ -380,6 +283,3 @@ FromParent = (
     | AboutGenerations
     | AnswersAboutGenerations
 )
-
-Handlers = dict[type[Message], Any]
-"""What takes each kind of message."""

@@ -13,19 +13,8 @@ from ai_ticket.event import Completion
 from ai_ticket.interfaces import Admission, Backend, Client, Job
 from ai_ticket.spans import NO_SPAN, Span
 from ai_ticket.workers.channel import Questions
-from ai_ticket.workers.messages import (
-    Admit,
-    AskRoom,
-    Attempt,
-    Attempted,
-    Cancel,
-    Ended,
-    Fault,
-    Message,
-    Outlook,
-    Place,
-    Submit,
-)
+from ai_ticket.workers.message import Fault, Message
+from ai_ticket.workers.messages import Admit, AskRoom, Attempt, Attempted, Cancel, Ended, Outlook, Place, Submit
 
 
 class RemoteLimiter:

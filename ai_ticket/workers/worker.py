@@ -34,13 +34,13 @@ from ai_ticket.workers.certificate import context_of
 from ai_ticket.workers.channel import Channel, Questions, from_parent
 from ai_ticket.workers.families import collected
 from ai_ticket.workers.generations import RemoteGenerations, answering, taking_answers
+from ai_ticket.workers.message import Handlers
 from ai_ticket.workers.messages import (
     Admitted,
     AskMetrics,
     AskSamples,
     Attempt,
     Ended,
-    Handlers,
     Hurry,
     InForce,
     Learnt,

@@ -11,7 +11,8 @@ from twisted.internet.testing import StringTransport
 from ai_ticket.interfaces import Admission
 from ai_ticket.workers import channel as module
 from ai_ticket.workers.channel import Channel, Questions, frame, from_parent, from_worker, read_one
-from ai_ticket.workers.messages import Admit, Admitted, Message, Outlook, Ping, Pong, Ready
+from ai_ticket.workers.message import Message
+from ai_ticket.workers.messages import Admit, Admitted, Outlook, Ping, Pong, Ready
 
 
 class End:

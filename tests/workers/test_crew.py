@@ -15,12 +15,12 @@ from ai_ticket.workers.channel import Channel, from_parent
 from ai_ticket.workers.crew import END_SECONDS, HUNG_SECONDS, START_SECONDS, STEADY, TOLD_SECONDS, Crew
 from ai_ticket.workers.ending import CrewDrain
 from ai_ticket.workers.link import Link
+from ai_ticket.workers.message import Message
 from ai_ticket.workers.messages import (
     AskSamples,
     Family,
     Hurry,
     InForce,
-    Message,
     Outlook,
     Pem,
     Ping,

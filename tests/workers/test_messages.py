@@ -8,7 +8,8 @@ from ai_ticket.backend.server import NoSuchEndpoint
 from ai_ticket.errors import DomainError, InternalError
 from ai_ticket.settings import Settings
 from ai_ticket.web.faults import NotFound
-from ai_ticket.workers.messages import Fault, InForce, Outlook, PassedPort, Pem, Start
+from ai_ticket.workers.message import Fault
+from ai_ticket.workers.messages import InForce, Outlook, PassedPort, Pem, Start
 
 KINDS = [
     each

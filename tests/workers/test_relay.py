@@ -14,7 +14,7 @@ from ai_ticket.backend.retry import make_retry_policy
 from ai_ticket.errors import ApiConnectionError, ApiServerError, ContextLengthExceeded, DomainError, NoBackendAvailable
 from ai_ticket.event import Event, Message, Parameters
 from ai_ticket.interfaces import BackendState, Client, Job
-from ai_ticket.workers.messages import Learnt, Place
+from ai_ticket.workers.messages import Learnt, Outlook, Place
 
 
 class World:
@@ -172,6 +172,25 @@ def test_an_open_circuit_is_seen_from_the_head() -> None:
     client = job().client
     checking = Deferred.fromCoroutine(world.workers[1].pipeline.check_room(client, world.clock.seconds() + 100))
     assert isinstance(result_of(checking), NoBackendAvailable)
+    world.settled()
+
+
+def test_a_queue_that_fills_is_told_once_however_many_events_come_together() -> None:
+    world = World()
+    sent: list[bytes] = []
+    write = world.workers[0].wire.write
+    world.workers[0].wire.write = sent.append  # type: ignore[method-assign]
+    asked = [Deferred.fromCoroutine(world.workers[0].pipeline.submit(job(str(number)))) for number in range(9)]
+    world.workers[0].wire.write = write  # type: ignore[method-assign]
+    assert not world.crew.messages
+    write(b"".join(sent))
+    world.clock.advance(0)
+    assert world.crew.messages == [Outlook(world.pipeline.batch_window, False)]
+    assert not world.workers[1].pipeline.outlook.roomy
+    for _ in range(9):
+        world.answer()
+    assert world.workers[1].pipeline.outlook.roomy
+    assert [result_of(each) for each in asked] == [COMPLETION] * 9
     world.settled()
 
 
