@@ -14,6 +14,8 @@ from ai_ticket.interfaces import Backend, BackendState
 BLEMISH_SECONDS = 5.0
 BUSY_SECONDS = 1.0
 
+_CLOSED, _OPEN = CircuitState.CLOSED, CircuitState.OPEN  # Python 3.11 takes long to find a member in its enum
+
 
 class Verdict(Enum):
     """What an attempt proves about its backend."""
@@ -68,7 +70,7 @@ class Member:
     @property
     def usable(self) -> bool:
         """Whether something may yet come of waiting for it."""
-        return self.circuit.state is not CircuitState.OPEN
+        return self.circuit.state is not _OPEN
 
     def free(self, now: float) -> bool:
         """Whether it can take an attempt now."""
@@ -78,7 +80,7 @@ class Member:
     def room(self) -> int:
         """Attempts that can be under way at it: those that are, and as many more as it would be let."""
         more = self.state.slots - self.running
-        if self.circuit.state is not CircuitState.CLOSED:
+        if self.circuit.state is not _CLOSED:
             more = min(more, int(self.circuit.lets_through()))
         return self.running + max(0, more)
 
@@ -197,12 +199,13 @@ class SlotTable:
         self._set_wake()
 
     def _serve_one(self) -> bool:
-        if self._waiting:
-            try:
-                self.check()
-            except NoBackendAvailable as error:
-                self._waiting.pop(0).turn.errback(error)
-                return True
+        if not self._waiting:
+            return False
+        try:
+            self.check()
+        except NoBackendAvailable as error:
+            self._waiting.pop(0).turn.errback(error)
+            return True
         now = self._clock.seconds()
         if not any(member.free(now) for member in self.members):
             return False
@@ -237,7 +240,8 @@ class SlotTable:
         now = self._clock.seconds()
         usable = [member for member in self.members if member.usable]
         worth = {member: (not member.state.up, member in tried and now < member.avoided_until) for member in usable}
-        return [member for member in usable if worth[member] == min(worth.values())]
+        best = min(worth.values(), default=None)
+        return [member for member in usable if worth[member] == best]
 
     def _lease(self, member: Member) -> Lease:
         self._turns += 1

@@ -232,9 +232,12 @@ class FairPipeline(Service):
 
         @return: fires when the event has ended.
         """
+        waiting = len(self._queue)
+        if not waiting:
+            return None
         self._read_slots()
-        waiting, free = len(self._queue), self._free()
-        if not waiting or len(self._workers) > self._slots or not self._batches.ripe(waiting, free):
+        free = self._free()
+        if len(self._workers) > self._slots or not self._batches.ripe(waiting, free):
             return None
         batch = self._batches.take(waiting, free)
         job = self._queue.pop()
