@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 0.5
 class FairPipeline(Service):
     """Gives the backend no more events at a time than it has slots; the others wait for their fair turn.
 
-    The number of slots is read anew whenever an event comes or ends; `look_again` is for when nothing happens.
+    The number of slots is read anew whenever an event comes or begins; `look_again` is for when none does.
     """
 
     def __init__(
@@ -180,10 +180,10 @@ class FairPipeline(Service):
             raise ShuttingDown
         passage = Passage(job, Deferred(lambda _: self._leave(job)), Deferred())
         displaced = None
+        self._read_slots()
         if not job.batch:
             if job.deadline is None:
                 job.deadline = now + job.timeout
-            self._read_slots()
             displaced = self._admission.check(job.client, job.deadline, self._slots)
             passage.timer = self._clock.callLater(job.deadline - now, self._deadline_reached, passage)
         self._waiting[job] = passage

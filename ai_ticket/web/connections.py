@@ -1,6 +1,6 @@
 """All open connections: how many there may be, whose time is up, and how they are closed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from itertools import islice
 
@@ -15,6 +15,9 @@ from ai_ticket.web.codec import Listener
 from ai_ticket.web.connection import CodecFactory, Connection, Timeouts
 
 SWEEP_SECONDS = 1.0
+SWEPT_WITHIN = 0.8
+"""Seconds of them that it takes to go through all connections, if nothing else is to be done."""
+
 SWEPT_A_TURN = 25
 """Connections whose deadlines are checked in a turn: of slow ones the kernel is asked, and all may have to be cut."""
 
@@ -132,12 +135,14 @@ class Connections:
         self._open.report()
         if self._sweeping is None:
             turns = len(self._open) / SWEPT_A_TURN
-            self._check_some(list(self._open), SWEEP_SECONDS / (turns + 1))
+            self._check_some(iter(list(self._open)), self.now(), SWEPT_WITHIN / (turns + 1))
 
-    def _check_some(self, unchecked: list[Connection], pause: float) -> None:
+    def _check_some(self, unchecked: Iterator[Connection], due: float, pause: float) -> None:
+        """Check those whose turn it is, which was due at this time, and the others after a pause."""
         self._sweeping = None
         now = self.now()
-        for connection in unchecked[:SWEPT_A_TURN]:
+        turn = list(islice(unchecked, SWEPT_A_TURN))
+        for connection in turn:
             if connection not in self._open:
                 continue
             try:
@@ -147,10 +152,11 @@ class Connections:
                 self._log.failure("a connection's deadlines can't be checked, it is cut", peer=connection.peer)
                 self.closed(connection)
                 connection.abort()
-        left = unchecked[SWEPT_A_TURN:]
-        if left:
-            # Those who came together are cut one after the other, and not all once a second.
-            self._sweeping = self.later(pause, lambda: self._check_some(left, pause))
+        if len(turn) == SWEPT_A_TURN:
+            # Those who came together are cut one after the other, and not all once a second. Pauses are counted from
+            # when they should have begun: the reactor wakes a little late each time.
+            due += pause
+            self._sweeping = self.later(max(0.0, due - now), lambda: self._check_some(unchecked, due, pause))
 
 
 class ConnectionFactory(Factory):

@@ -111,7 +111,10 @@ class Channel(Protocol):
             self._read(data)
         finally:
             self.reading = False
-        self._when_read()
+            try:
+                self._when_read()
+            except Exception:  # nor must this
+                self._log.failure("what messages that came together have changed can't be told")
 
     def _read(self, data: bytes) -> None:
         buffer = self._buffer

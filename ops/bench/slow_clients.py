@@ -12,6 +12,7 @@ was gone; and memory and descriptors before and after. On a machine that others 
 import argparse
 import asyncio
 import itertools
+import math
 import select
 import socket
 import sys
@@ -81,7 +82,10 @@ class Slow:
 
 
 class Attack(NamedTuple):
-    """What became of slow callers: how many there were at the most, and when the last came and the last was cut."""
+    """What became of slow callers: how many there were at the most, when the last came, and when the last was cut.
+
+    `gone` is infinite where some never were.
+    """
 
     held: int
     opened: float
@@ -123,7 +127,7 @@ def attack(port: int, kind: str, count: int, addresses: int, over: Flag, told: "
                 caller.drip()
         if over.wait(1 / TURNS):
             break
-    told.put(Attack(held, opened, gone))
+    told.put(Attack(held, opened, math.inf if there else gone))
 
 
 async def honest(port: int, until: Callable[[], bool]) -> tuple[list[float], int]:
@@ -179,7 +183,7 @@ def run(daemon: Daemon, kind: str, count: int, addresses: int) -> bool:
     patience = time.monotonic() + count / RATE + deadline + 60
     under = measure_until(daemon, lambda: time.monotonic() > patience or not told.empty())
     over.set()
-    slow = told.get()
+    slow = told.get(timeout=10.0)
     process.join()
     latest = slow.gone - slow.opened - deadline
     time.sleep(3.0)

@@ -85,6 +85,20 @@ class TestSlots:
         assert world.running == ["3"]
         world.settle()
 
+    @pytest.mark.parametrize("batch", [False, True])
+    def test_slots_that_were_lost_and_found_are_used(self, batch: bool) -> None:
+        """Though nothing waited when they were found."""
+        world = World(slots=3)
+        for number in range(3):
+            world.submit(number)
+        world.backend.state = replace(world.backend.state, slots=1)
+        world.pipeline.look_again()
+        world.backend.state = replace(world.backend.state, slots=3)
+        world.finish(0)
+        world.submit("next", batch=batch)
+        assert world.running == ["1", "2", "next"]
+        world.settle()
+
     def test_a_backend_without_slots_is_asked_one_at_a_time(self) -> None:
         """It knows best why, and fails it."""
         world = World(slots=0)

@@ -1,14 +1,17 @@
 """All connections: caps, the sweep, and what is closed when memory is short."""
 
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import pytest
 from harness import COMPLETION, MemoryTransport, connect, make_connections, parse_responses
 from logged import logged
 from surface import Surface
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from ai_ticket.web.connection import Connection
@@ -170,6 +173,31 @@ def test_many_deadlines_are_checked_in_turns(surface: Surface) -> None:
     assert cut[-1] == len(late) - 1
     assert max(after - before for before, after in pairwise(cut)) == SWEPT_A_TURN
     assert not left_alone.aborted
+
+
+class CoarseClock(Clock):
+    """One that wakes those who wait at the next eighth of a second at the earliest."""
+
+    def callLater(self, delay: float, callable: Any, *args: object, **kw: object) -> DelayedCall:
+        return super().callLater(ceil((self.rightNow + delay) * 8) / 8 - self.rightNow, callable, *args, **kw)
+
+
+def test_every_connection_is_checked_once_a_second_on_a_clock_that_wakes_late(
+    surface: Surface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = CoarseClock()
+    connections = make_connections(clock, limit=1000)
+    connections.start()
+    seen: dict[Connection, list[float]] = {}
+    monkeypatch.setattr(
+        Connection, "check_deadlines", lambda connection, now: seen.setdefault(connection, []).append(clock.seconds())
+    )
+    for _ in range(20 * SWEPT_A_TURN):
+        connect(connections, surface.site)
+    clock.pump([1 / 16] * 164)
+    assert len(seen) == 20 * SWEPT_A_TURN
+    assert {len(times) for times in seen.values()} <= {9, 10}
+    connections.stop()
 
 
 def test_a_sweep_that_is_under_way_ends_with_the_service(surface: Surface, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,38 @@ def test_messages_arrive_whole_and_in_order_however_the_bytes_come(size: int) ->
     assert end.received == SOME
 
 
+def test_the_end_of_what_came_together_is_told() -> None:
+    """Not after each message, and not only when all of them are whole."""
+    seen: list[object] = []
+
+    def take(message: Message) -> None:
+        assert channel.reading
+        seen.append(message)
+
+    def read() -> None:
+        assert not channel.reading
+        seen.append(None)
+
+    channel = Channel(from_worker, take, lambda: None, read)
+    channel.makeConnection(StringTransport())
+    data = b"".join(map(frame, SOME))
+    channel.dataReceived(data[:-1])
+    channel.dataReceived(data[-1:])
+    assert seen == [*SOME[:2], None, SOME[2], None]
+
+
+@pytest.mark.expects_logged_failure
+def test_what_can_not_be_told_costs_no_channel() -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    channel = Channel(from_worker, lambda _: None, lambda: None, broken)
+    transport = StringTransport()
+    channel.makeConnection(transport)
+    channel.dataReceived(frame(SOME[0]))
+    assert not transport.disconnecting
+
+
 def test_both_ways() -> None:
     worker, parent = End(from_parent), End()
     connect(worker.channel, parent.channel)

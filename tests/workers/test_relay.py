@@ -175,7 +175,7 @@ def test_an_open_circuit_is_seen_from_the_head() -> None:
     world.settled()
 
 
-def test_a_queue_that_fills_is_told_once_however_many_events_come_together() -> None:
+def test_a_queue_that_fills_is_told_once_however_many_events_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     sent: list[bytes] = []
     write = world.workers[0].wire.write
@@ -183,7 +183,17 @@ def test_a_queue_that_fills_is_told_once_however_many_events_come_together() -> 
     asked = [Deferred.fromCoroutine(world.workers[0].pipeline.submit(job(str(number)))) for number in range(9)]
     world.workers[0].wire.write = write  # type: ignore[method-assign]
     assert not world.crew.messages
+    looks = 0
+    look = world.office.look
+
+    def count() -> None:
+        nonlocal looks
+        looks += 1
+        look()
+
+    monkeypatch.setattr(world.office, "look", count)
     write(b"".join(sent))
+    assert looks == 1
     world.clock.advance(0)
     assert world.crew.messages == [Outlook(world.pipeline.batch_window, False)]
     assert not world.workers[1].pipeline.outlook.roomy
