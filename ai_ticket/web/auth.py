@@ -2,6 +2,7 @@
 
 import hmac
 import os
+import re
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any, Literal, Protocol
@@ -169,3 +170,8 @@ class TokenFile:
 def _stat(path: str) -> tuple[int, ...]:
     found = os.stat(path)
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def credentials(headers: dict[bytes, bytes]) -> list[bytes]:
+    """The words of a request's head that may be a token. Headers that were sent twice come as one, joined by commas."""
+    return re.split(rb"[\s,]+", headers.get(b"authorization", b"") + b"," + headers.get(b"x-api-key", b""))

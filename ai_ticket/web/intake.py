@@ -7,8 +7,8 @@ from twisted.internet.interfaces import IReactorTime
 from ai_ticket.errors import DomainError
 from ai_ticket.event import Completion, Event
 from ai_ticket.interfaces import Job, Pipeline
-from ai_ticket.spans import Span
 from ai_ticket.web.answers import facts, server_timing
+from ai_ticket.web.auth import credentials
 from ai_ticket.web.batch import Sampling
 from ai_ticket.web.faults import LengthRequired, PayloadTooLarge, UnsupportedMediaType
 from ai_ticket.web.gate import Gate
@@ -74,7 +74,7 @@ class Intake:
         request.elsewhere = self.clock.seconds() - begun
         with self.sampling(request.id, form.path, body) as failed:
             event = form.read(body, request)
-            _describe(request.span, event)
+            _describe(request, event)
             job = Job(event=event, client=client, timeout=self.request_timeout, deadline=deadline, span=request.span)
             answer = await self._complete(request, job, form)
             if isinstance(answer, Streamed) and answer.error is not None:
@@ -102,9 +102,18 @@ class Intake:
         return form.whole(outcome, job.event, request)
 
 
-def _describe(span: Span, event: Event) -> None:
-    if span.recording and event.metadata is not None:
-        span.set({f"ai_ticket.metadata.{name}": value for name, value in event.metadata.items()})
+def _describe(request: Request, event: Event) -> None:
+    """Put the metadata on the span, but what has a token in it that the caller has sent as one, too."""
+    if not request.span.recording or event.metadata is None:
+        return
+    tokens = [word.decode("latin-1") for word in credentials(request.headers) if word and word.lower() != b"bearer"]
+    request.span.set(
+        {
+            f"ai_ticket.metadata.{name}": value
+            for name, value in event.metadata.items()
+            if not any(token in name or token in value for token in tokens)
+        }
+    )
 
 
 def require_size(request: Request, limit: int | None) -> None:

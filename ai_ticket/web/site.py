@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 from ai_ticket.errors import DomainError, InternalError, InvalidRequest, ShuttingDown
 from ai_ticket.interfaces import Recorder
 from ai_ticket.spans import Span, Tracer
+from ai_ticket.web.auth import credentials
 from ai_ticket.web.cors import Cors
 from ai_ticket.web.error_forms import error_response
 from ai_ticket.web.faults import ExpectationFailed, MethodNotAllowed, NotFound, error_body
@@ -146,7 +147,7 @@ class Site:
     def _request_id(self, headers: dict[bytes, bytes]) -> str:
         """The caller's own, if it may be one: a token sent as that too, by mistake, would be in every log."""
         given = headers.get(b"x-request-id")
-        if given is None or _REQUEST_ID.fullmatch(given) is None or given in _words_of_credentials(headers):
+        if given is None or _REQUEST_ID.fullmatch(given) is None or given in credentials(headers):
             return self._new_request_id()
         return given.decode()
 
@@ -265,11 +266,6 @@ class Site:
         if request in self._in_flight:
             self._finished(request, None, 500)
         self._log.failure("answering a request failed", failure, request_id=request.id)
-
-
-def _words_of_credentials(headers: dict[bytes, bytes]) -> list[bytes]:
-    """What may be a token. Headers that were sent twice come as one, joined by commas."""
-    return re.split(rb"[\s,]+", headers.get(b"authorization", b"") + b"," + headers.get(b"x-api-key", b""))
 
 
 def _malformed(details: str | None) -> InvalidRequest:

@@ -214,6 +214,12 @@ def test_metrics_and_paths(surface: Surface) -> None:
     assert ("unmatched", "GET", 404) in surface.recorder.finished
 
 
+def test_a_token_in_the_metadata_is_not_on_the_span(surface: Surface) -> None:
+    post(surface, b'{"content": "x", "metadata": {"a": "secret", "b": "my secret!", "secret": "c", "d": "Bearer"}}')
+    [span] = surface.tracer.ended
+    assert {name for name in span.attributes if "metadata" in name} == {"ai_ticket.metadata.d"}
+
+
 def test_a_request_has_a_span(surface: Surface) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     body = b'{"content": "x", "metadata": {"ticket": "7"}}'
