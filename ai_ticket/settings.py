@@ -62,7 +62,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_timeout_seconds: Annotated[
         Seconds, _help("time for a whole request body, and a second more for each 4 KiB of it")
     ] = 30.0
-    keepalive_timeout_seconds: Annotated[Seconds, _help("time that an idle connection is kept")] = 75.0
+    keepalive_timeout_seconds: Annotated[
+        Seconds,
+        _help(
+            "time that an idle connection is kept, and for taking what is left of an answer once all is sent; "
+            "a low value cuts slow readers"
+        ),
+    ] = 75.0
     max_body_bytes: Annotated[
         int, Meta(ge=1024, le=67_108_864), _help("size of the body of one event; larger ones get 413")
     ] = 1_048_576
@@ -128,7 +134,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     koboldcpp_first_token_timeout_seconds: Annotated[
         Seconds | None, _help("time until the first token; unset: what is left of the event's deadline")
     ] = None
-    koboldcpp_idle_timeout_seconds: Annotated[Seconds, _help("longest silence between two tokens")] = 30.0
+    koboldcpp_idle_timeout_seconds: Annotated[
+        Seconds,
+        _help(
+            "longest silence between two tokens, and for which a caller takes nothing of an answer not yet all sent; "
+            "a low value cuts readers that pause"
+        ),
+    ] = 30.0
 
     max_concurrency: Annotated[
         Annotated[int, Meta(ge=1, le=10_000)] | None,

@@ -68,10 +68,10 @@ class Prober(Service):
         state = await self._backend.probe()
         if state.up and not before.up:
             self._log.info(
-                "backend {backend} is up: {kind} {version}, model {model}, {slots} slots",
+                "backend {backend} is up: {kind} {version}, model {model}, slots: {slots}",
                 backend=state.name,
                 kind=state.kind,
-                version=state.version or "",
+                version=state.version or "of no known version",
                 model=state.model,
                 slots=state.slots,
             )

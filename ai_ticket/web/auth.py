@@ -164,7 +164,7 @@ class TokenFile:
             return
         self._seen, self._complaint = seen, None
         self._authenticator.accept(tokens)
-        self._log.info("token file {path} read: {count} tokens", path=self._path, count=len(tokens))
+        self._log.info("token file {path} read, tokens: {count}", path=self._path, count=len(tokens))
 
 
 def _stat(path: str) -> tuple[int, ...]:

@@ -27,7 +27,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python ops/bench", description=__doc__.partition(":")[0] if __doc__ else None)
     names = [case.name for case in CASES]
     parser.add_argument("--quick", action="store_true", help="a short round of the main cases, to see that it works")
-    parser.add_argument("--only", action="append", choices=names, metavar="CASE", help=f"of {', '.join(names)}")
+    parser.add_argument(
+        "--only", action="append", choices=names, metavar="CASE", help=f"may be repeated; of {', '.join(names)}"
+    )
     parser.add_argument("--rounds", type=int, help="how often each row is measured (5; with --quick once)")
     parser.add_argument("--peers", default=",".join(PEERS), help="which are measured (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="for each measurement of answers (4; with --quick 0.8)")

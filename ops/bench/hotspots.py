@@ -4,9 +4,9 @@ It notes what it is at by the clock of its own CPU (observed.tac), so neither ot
 count. What a function does in C, the kernel's part included, is its own.
 """
 
+import argparse
 import json
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -56,8 +56,12 @@ def report(noted: Sequence[Noted], cpu: float) -> str:
 
 def main() -> None:
     """Measure the case, and print where the time went."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "answers"
-    case = next(replace(case, passes=5) for case in CASES if case.name == name)
+    cases = {case.name: case for case in CASES}
+    parser = argparse.ArgumentParser(description="Where the daemon's CPU goes under a case of the benchmark.")
+    parser.add_argument(
+        "case", nargs="?", default="answers", choices=cases, metavar="CASE", help=f"of {', '.join(cases)} (%(default)s)"
+    )
+    case = replace(cases[parser.parse_args().case], passes=5)
     with canned(case.backend) as backend, canned("collector") as collector, tempfile.TemporaryDirectory() as folder:
         url = f"http://127.0.0.1:{backend.port}"
         settings = telemetry_on(collector.port) | dict(case.settings)

@@ -3,6 +3,7 @@
 `python ops/bench/limiter_memory.py` on Linux takes some minutes; each line is from a process of its own.
 """
 
+import argparse
 import os
 import random
 import subprocess
@@ -65,13 +66,17 @@ def measure(keys: str, order: str) -> None:
 
 
 def main() -> None:
-    """Measure each kind of key in each order."""
-    if len(sys.argv) > 1:
-        measure(*sys.argv[1:])
+    """Measure each kind of key in each order, or what is asked for alone."""
+    parser = argparse.ArgumentParser(description="What counting 100,000 clients takes: memory, and CPU for each call.")
+    parser.add_argument("--keys", choices=KEYS, help="these alone")
+    parser.add_argument("--order", choices=ORDERS, help="calls in this order alone")
+    given = parser.parse_args()
+    if given.keys and given.order:
+        measure(given.keys, given.order)
         return
-    for keys in KEYS:
-        for order in ORDERS:
-            subprocess.run([sys.executable, __file__, keys, order], check=True)  # noqa: S603
+    for keys in [given.keys] if given.keys else KEYS:
+        for order in [given.order] if given.order else ORDERS:
+            subprocess.run([sys.executable, __file__, "--keys", keys, "--order", order], check=True)  # noqa: S603
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ reactor's thread had taken by then. Of `ROUNDS` rounds the least counts: on a ma
 late whenever they have the CPU, and the second number says more.
 """
 
+import argparse
 import socket
 import ssl
 import struct
@@ -190,9 +191,15 @@ def measure(daemon: Daemon, work: Callable[[], None]) -> tuple[float, float]:
 
 def main() -> None:
     """Print a line for each shape, and fail if one of them holds the reactor for too long."""
+    parser = argparse.ArgumentParser(description="For how long the costliest requests hold up all others.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="shapes with this in their name; all by default")
+    wanted = parser.parse_args().names
     shapes = [(name, data, False) for name, data in plain_shapes()]
     shapes += [(name, data, True) for name, data in secure_shapes()]
-    wanted = sys.argv[1:]
+    unknown = [each for each in wanted if not any(each in name for name, _, _ in shapes)]
+    if unknown:
+        names = "\n".join(name for name, _, _ in shapes)
+        parser.error(f"no such shape: {', '.join(unknown)}; there are:\n{names}")
     worst: tuple[float, str] = (0.0, "")
     with attacked({"LOG_LEVEL": "WARN", "TRUST_PROXY_COUNT": "2"}) as daemon:
         late, cpu = measure(daemon, lambda: time.sleep(1.0))

@@ -204,9 +204,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Slow callers by the thousand.")
     parser.add_argument("--count", type=int, default=5000, help="slow callers of each kind (%(default)s)")
     parser.add_argument("--addresses", type=int, default=8, help="that they come from (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], help="all by default")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each kind comes (%(default)s)")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
     options = parser.parse_args()
+    unknown = set(options.kinds) - set(KINDS)
+    if unknown:
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
     settings = {
         "HEADER_TIMEOUT_SECONDS": str(HEADER_SECONDS),
         "BODY_TIMEOUT_SECONDS": str(BODY_SECONDS),

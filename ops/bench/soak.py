@@ -106,8 +106,8 @@ def show(what: str, looked: Looked) -> None:
 
 def main() -> None:
     """Load, and look before and after."""
-    parser = argparse.ArgumentParser("python ops/bench/soak.py")
-    parser.add_argument("--requests", type=int, default=500_000)
+    parser = argparse.ArgumentParser("python ops/bench/soak.py", description="Does memory come back after mixed load?")
+    parser.add_argument("--requests", type=int, default=500_000, help="that are made at the least (%(default)s)")
     wanted = parser.parse_args().requests
     with canned("llama.cpp") as backend, canned("collector") as collector, tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -206,3 +208,36 @@ def test_hotspots_name_no_folder_of_the_machine():
     assert "75.0%   750.0 us  twisted/web/http.py:5 feed" in lines
     assert "/home" not in lines
     assert "/x/y" not in lines
+
+
+SCRIPTS = ["__main__", "hotspots", "limiter_memory", "reactor_hold", "slow_clients", "soak"]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(BENCH.parents[1])}
+    command = [sys.executable, BENCH / f"{script}.py", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_all_that_help_does(script):
+    done = run(script, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage:")
+    assert "[]" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("__main__", ["--only", "nonsense"]),
+        ("hotspots", ["nonsense"]),
+        ("limiter_memory", ["--keys", "nonsense"]),
+        ("reactor_hold", ["trailers", "nonsense"]),
+        ("slow_clients", ["readers", "nonsense"]),
+    ],
+)
+def test_names_that_there_are_not_are_refused_before_anything_runs(script, arguments):
+    done = run(script, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nonsense" in done.stderr
