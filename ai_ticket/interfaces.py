@@ -265,3 +265,12 @@ class Recorder(Protocol):
 
     def tls_handshake_failed(self, reason: str) -> None:
         """A connection ended before TLS was up: by a `protocol` error, a `timeout`, or because the peer `closed` it."""
+
+    def connection_ended(self, reason: str) -> None:
+        """We ended a connection, or one of HTTP/2's streams.
+
+        Its caller took too long over the head (`header_timeout`), the body (`body_timeout`) or the next request
+        (`keepalive_timeout`), took nothing of what waits for it (`unread`), or did not part in time once the last
+        answer was given (`close_timeout`). Or there were too many, and while idle it made room for a newcomer
+        (`max_connections`, `max_connections_per_client`) or was refused as one (the same with `_refused`).
+        """

@@ -44,6 +44,7 @@ class Recorded:
     overheads: list[tuple[str, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     handshake_failures: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
 
     def request_started(self) -> None:
         self.in_flight += 1
@@ -65,6 +66,9 @@ class Recorded:
 
     def tls_handshake_failed(self, reason: str) -> None:
         self.handshake_failures.append(reason)
+
+    def connection_ended(self, reason: str) -> None:
+        self.ended.append(reason)
 
 
 class Attempts(list[AttemptOutcome]):

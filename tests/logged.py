@@ -24,6 +24,22 @@ def logged() -> Iterator[list[str]]:
 
 
 @contextmanager
+def logged_facts(message: str) -> Iterator[list[dict[str, Any]]]:
+    """What the lines with this message say beside it."""
+    found: list[dict[str, Any]] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if formatEvent(event) == message:
+            found.append({name: value for name, value in event.items() if not name.startswith("log_")})
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield found
+    finally:
+        globalLogPublisher.removeObserver(observe)
+
+
+@contextmanager
 def clean_log() -> Iterator[None]:
     """Within this nothing may log a failure, or anything critical.
 

@@ -56,6 +56,9 @@ def test_idle_connections_of_one_address_make_room_for_each_other(tmp_path: Path
         wait_until(lambda: sum(is_open(one) for one in [other, *own, *more]) == 30, "the oldest of all are closed")
         assert not is_open(other)
         assert all(is_open(one) for one in more)
+        ended = 'ai_ticket_server_connections_ended_total{reason="%s"}'
+        wait_until(lambda: metric(daemon, ended % "max_connections") == 11, "they are counted")
+        assert metric(daemon, ended % "max_connections_per_client") == 40
         wait_until(lambda: daemon.logged("MAX_CONNECTIONS_PER_CLIENT=20 reached"), "it is told")
         wait_until(lambda: daemon.logged("MAX_CONNECTIONS=30 reached"), "it is told")
         for one in [other, *own, *more]:

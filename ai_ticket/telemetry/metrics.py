@@ -24,6 +24,17 @@ SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 OVERHEAD_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 SCRAPE_SECONDS = 1.0
+END_REASONS = (
+    "header_timeout",
+    "body_timeout",
+    "keepalive_timeout",
+    "unread",
+    "close_timeout",
+    "max_connections",
+    "max_connections_refused",
+    "max_connections_per_client",
+    "max_connections_per_client_refused",
+)
 _LABELS = ("route", "method", "status")
 
 
@@ -87,6 +98,14 @@ class Metrics:
             registry=registry,
         )
         self._handshakes = {reason: handshakes.labels(reason) for reason in ("protocol", "timeout", "closed")}
+        ended = Counter(
+            "server_connections_ended",
+            "Connections, and streams of HTTP/2, that AI Ticket ended itself.",
+            ("reason",),
+            namespace=namespace,
+            registry=registry,
+        )
+        self._ended = {reason: ended.labels(reason) for reason in END_REASONS}
         self._lag = Histogram(
             "reactor_lag_seconds",
             "How late the event loop was, asked ten times a second.",
@@ -132,6 +151,10 @@ class Metrics:
     def tls_handshake_failed(self, reason: str) -> None:
         """A connection ended before TLS was up."""
         self._handshakes[reason].inc()
+
+    def connection_ended(self, reason: str) -> None:
+        """We ended a connection, or a stream."""
+        self._ended[reason].inc()
 
     def reactor_lag(self, seconds: float) -> None:
         """The event loop was so late."""

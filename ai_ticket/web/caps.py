@@ -1,9 +1,10 @@
 """How many connections there may be, in all and of one client, and which of them makes room for a newcomer."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, field
 from twisted.logger import Logger
 
 LOOK_SECONDS = 1.0
@@ -11,6 +12,9 @@ LOOK_SECONDS = 1.0
 
 WORTH = 16
 """A look is worth its while if one in so many was idle. So a newcomer costs a look at no more than these."""
+
+TELL_SECONDS = 61.0
+"""Between two reports: a little more than the log takes what differs in numbers alone for a repeat of the first."""
 
 
 class Member(Protocol):
@@ -71,11 +75,23 @@ def _asked_at(member: Member) -> float:
     return member.asked_at
 
 
-class _Tally(Struct):
-    """What became of those who were too many."""
+class _Cap(Struct):
+    """How many there may be, by which variable, and what became of those who were too many since it was last told.
 
+    `clients`: how many of them each client had.
+    """
+
+    variable: str
+    limit: int | None
     closed: int = 0
     refused: int = 0
+    clients: Counter[str] = field(default_factory=Counter)
+    told_at: float = float("-inf")
+
+    @property
+    def reason(self) -> str:
+        """What `Recorder.connection_ended` calls it."""
+        return self.variable.lower()
 
 
 class Caps(Generic[M]):
@@ -83,15 +99,20 @@ class Caps(Generic[M]):
 
     _log = Logger()
 
-    def __init__(self, now: Callable[[], float], *, limit: int, per_client: int | None):
-        """@param now: the clock's time in seconds. @param per_client: None: as many as there may be at all."""
+    def __init__(self, now: Callable[[], float], *, limit: int, per_client: int | None, ended: Callable[[str], None]):
+        """
+        @param now: the clock's time in seconds.
+        @param per_client: None: as many as there may be at all.
+        @param ended: is told why one was closed or refused (see `Recorder.connection_ended`).
+        """
         self._now = now
+        self._ended = ended
         self._limit = limit
         self._per_client = per_client
         self._all = _Crowd[M]()
         self._clients: dict[str, _Crowd[M]] = {}
-        self._tally, self._client_tally = _Tally(), _Tally()
-        self._crowding = ""
+        self._cap = _Cap("MAX_CONNECTIONS", limit)
+        self._client_cap = _Cap("MAX_CONNECTIONS_PER_CLIENT", per_client)
 
     def __len__(self) -> int:
         return len(self._all.members)
@@ -110,10 +131,10 @@ class Caps(Generic[M]):
         """Whether there is a place for it: a free one, or that of an idle connection, which is closed."""
         own = self._clients.get(newcomer.client)
         if own is not None and self._per_client is not None and len(own.members) >= self._per_client:
-            self._crowding = newcomer.client
-            if not self._make_room(own, self._client_tally):
+            self._client_cap.clients[newcomer.client] += 1
+            if not self._make_room(own, self._client_cap):
                 return False
-        if len(self) >= self._limit and not self._make_room(self._all, self._tally):
+        if len(self) >= self._limit and not self._make_room(self._all, self._cap):
             return False
         self._all.members[newcomer] = None
         if self._per_client is not None:
@@ -131,31 +152,36 @@ class Caps(Generic[M]):
             if not own.members:
                 del self._clients[member.client]
 
-    def _make_room(self, crowd: _Crowd[M], tally: _Tally) -> bool:
+    def _make_room(self, crowd: _Crowd[M], cap: _Cap) -> bool:
         oldest = crowd.dispensable(self._now())
         if oldest is None:
-            tally.refused += 1
+            cap.refused += 1
+            self._ended(f"{cap.reason}_refused")
             return False
-        tally.closed += 1
+        cap.closed += 1
+        self._ended(cap.reason)
         self.leave(oldest)  # it closes a little later; the next newcomer must not count on it again
         oldest.abort()
         return True
 
     def report(self) -> None:
-        """Log for how many there was no room since the last report."""
-        if self._client_tally != _Tally():
-            self._tell("MAX_CONNECTIONS_PER_CLIENT", self._per_client, self._client_tally, client=self._crowding)
-            self._client_tally = _Tally()
-        if self._tally != _Tally():
-            self._tell("MAX_CONNECTIONS", self._limit, self._tally)
-            self._tally = _Tally()
+        """Log for how many there was no room since the last report: the first at once, more once in a while."""
+        for cap in (self._client_cap, self._cap):
+            if (cap.closed or cap.refused) and self._now() >= cap.told_at + TELL_SECONDS:
+                self._tell(cap)
 
-    def _tell(self, variable: str, limit: int | None, tally: _Tally, **facts: str) -> None:
+    def _tell(self, cap: _Cap) -> None:
+        facts: dict[str, object] = {}
+        if cap.clients:
+            facts = {"client": cap.clients.most_common(1)[0][0], "clients": len(cap.clients)}
         self._log.warn(
             "{variable}={limit} reached: {closed} idle connections closed for newcomers, {refused} newcomers refused",
-            variable=variable,
-            limit=limit,
-            closed=tally.closed,
-            refused=tally.refused,
+            variable=cap.variable,
+            limit=cap.limit,
+            closed=cap.closed,
+            refused=cap.refused,
             **facts,
         )
+        cap.closed = cap.refused = 0
+        cap.clients.clear()
+        cap.told_at = self._now()

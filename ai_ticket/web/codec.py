@@ -42,5 +42,7 @@ class Listener(Protocol):
     def received(self, request: Request) -> None:
         """A request's head is complete."""
 
-    def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
+    def refuse(
+        self, status: int, given: dict[bytes, bytes], peer: str, secure: bool, method: str | None = None
+    ) -> tuple[HeaderList, bytes]:
         """Headers and body of the answer to what could not be read as a request; `given` are those that could."""

@@ -77,6 +77,7 @@ class Connection(protocol.Protocol):
 
     `full`: the transport holds as much as it should of what the caller has not taken yet. `reading`: not paused.
     `client`: whose it is, by its address. `asked_at`: when its latest request began, or it was opened.
+    `ended`: for which reason we ended it, if we did (see `Recorder.connection_ended`).
     """
 
     _log = Logger()
@@ -103,6 +104,7 @@ class Connection(protocol.Protocol):
         self._patience = 0.0
         self._acked = 0
         self._aborted = False
+        self.ended: str | None = None
 
     @property
     def idle(self) -> bool:
@@ -218,6 +220,22 @@ class Connection(protocol.Protocol):
         self._aborted = True
         self.transport.abortConnection()  # type: ignore[attr-defined]
 
+    def end(self, reason: str) -> None:
+        """Close at once, for what the caller has not done in time."""
+        self.note_end(reason)
+        self.abort()
+
+    def note_end(self, reason: str) -> None:
+        """We end it, for this reason. It counts once."""
+        if self.ended is None:
+            self.ended = reason
+            self.tell_end("connection", reason)
+
+    def tell_end(self, what: str, reason: str) -> None:
+        """Count the end of this connection, or of a stream on it."""
+        self.connections.recorder.connection_ended(reason)
+        self._log.debug("{what} of {peer} ended: {reason}", what=what, peer=self.peer, reason=reason)
+
     def check_deadlines(self, now: float) -> None:
         """End what has taken too long, and what has gone while nothing was read."""
         if self.closing or self.full or not self.reading:
@@ -233,7 +251,9 @@ class Connection(protocol.Protocol):
             if now >= self._deadline:
                 if self.codec is None:
                     self._handshake_failed("timeout", f"not up within {TLS_HANDSHAKE_SECONDS:g} s")
-                self.abort()
+                    self.abort()
+                else:
+                    self.end("unread" if self.full else "close_timeout")
         elif self.codec is not None:
             self.codec.check_deadlines(now)
 

@@ -44,7 +44,9 @@ class Connections:
         """@param limit: how many there may be. @param per_client: how many of one client; None: as many."""
         self._clock = clock
         self.now: Callable[[], float] = clock.seconds
-        self._open: Caps[Connection] = Caps(clock.seconds, limit=limit, per_client=per_client)
+        self._open: Caps[Connection] = Caps(
+            clock.seconds, limit=limit, per_client=per_client, ended=recorder.connection_ended
+        )
         self._sweep = LoopingCall(self._check_deadlines)
         self._sweep.clock = clock
         self._sweeping: IDelayedCall | None = None

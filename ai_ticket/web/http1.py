@@ -45,6 +45,7 @@ class Http1:
         self._state = _SERVING
         self._advancing = False
         self._body_paused = False
+        self._in_head = True
         self._request: Request | None = None
         self._answer: Answer | None = None
         self.body_time = BodyTime(self._now, self._timeouts.body)
@@ -64,6 +65,7 @@ class Http1:
         if self._state is _CLOSED:
             return
         if self.idle and self._state is _SERVING:
+            self._in_head = True
             self.deadline = self._now() + self._timeouts.header
         self._parser.add(data)
         if not self._connection.turn_over:
@@ -76,14 +78,21 @@ class Http1:
         self._pieces.clear()
         request, self._request, self._answer = self._request, None, None
         if request is not None:
-            request.connection_lost()
+            request.connection_lost(self._connection.ended)
 
     def check_deadlines(self, now: float) -> None:
         """Abort a connection whose head, body, or next request has not come in time."""
-        if self.body_time.over or (self.deadline is not None and now >= self.deadline):
-            self.body_time.stop()
-            self.deadline = None
-            self._connection.abort()
+        if self.body_time.over:
+            reason = "body_timeout"
+        elif self.deadline is None or now < self.deadline:
+            return
+        elif self._state is _DISCARDING:
+            reason = "close_timeout"
+        else:
+            reason = "header_timeout" if self._in_head else "keepalive_timeout"
+        self.body_time.stop()
+        self.deadline = None
+        self._connection.end(reason)
 
     def leave(self) -> None:
         """Close at once if idle; otherwise the answer under way closes (see `send`)."""
@@ -190,7 +199,8 @@ class Http1:
 
     def _refuse(self, broken: Broken) -> None:
         """Answer what could not be read as a request, and close."""
-        headers, body = self._connection.listener.refuse(broken.status, {}, self._connection.secure)
+        connection = self._connection
+        headers, body = connection.listener.refuse(broken.status, {}, connection.peer, connection.secure)
         self.send(broken.status, headers, body, len(body))
 
     def _finish(self) -> None:
@@ -200,7 +210,8 @@ class Http1:
         self.advance()
 
     def _await_next(self) -> None:
-        self.deadline = self._now() + (self._timeouts.header if self._parser.head_fed else self._timeouts.keepalive)
+        self._in_head = bool(self._parser.head_fed)
+        self.deadline = self._now() + (self._timeouts.header if self._in_head else self._timeouts.keepalive)
 
     # The request's body.
 

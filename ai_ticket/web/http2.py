@@ -200,18 +200,21 @@ class Http2:
         streams, self._streams = self._streams, {}
         self.h2.dismantle()
         for stream in streams.values():
-            stream.end().connection_lost()
+            stream.end().connection_lost(self.connection.ended)
 
     def check_deadlines(self, now: float) -> None:
         """End streams whose body comes, or whose answer is read, too slowly; and a connection idle for too long."""
         for stream in list(self._streams.values()):
-            if stream.late(now):
-                self.cut(stream)
+            reason = stream.late(now)
+            if reason is not None:
+                self.connection.tell_end("stream", reason)
+                self.cut(stream, reason)
         if self._head_deadline is not None and self.connection.reading_time() >= self._head_deadline:
             self._head_deadline = None
-            self.connection.abort()
+            self.connection.end("header_timeout")
         elif self.deadline is not None and now >= self.deadline:
             self.deadline = None
+            self.connection.note_end("keepalive_timeout" if self.h2.highest_inbound_stream_id else "header_timeout")
             self._go_away()
 
     def leave(self) -> None:
@@ -292,29 +295,29 @@ class Http2:
         self.connection.spend(FLUSH_MICROSECONDS)
         stream.flush()
 
-    def cut(self, stream: Stream) -> None:
-        """Reset a stream, whatever it waits for."""
+    def cut(self, stream: Stream, reason: str | None = None) -> None:
+        """Reset a stream, whatever it waits for. `reason`: what its caller has not done in time."""
         # Where there was an answer, the rest of the body is not wanted, and this is no error (RFC 9113, 8.1).
-        self._end_stream(stream, ErrorCodes.NO_ERROR if stream.answered else ErrorCodes.CANCEL)
+        self._end_stream(stream, ErrorCodes.NO_ERROR if stream.answered else ErrorCodes.CANCEL, reason)
 
     def spoil(self, stream: Stream) -> None:
         """Reset a stream whose request turns out malformed."""
         self._end_stream(stream, ErrorCodes.PROTOCOL_ERROR)
         self._count_reset()
 
-    def _end_stream(self, stream: Stream, code: ErrorCodes) -> None:
+    def _end_stream(self, stream: Stream, code: ErrorCodes, reason: str | None = None) -> None:
         try:
             self.h2.reset_stream(stream.id, code)
         except ProtocolError:
             self._log.debug("a stream to reset was closed already")
         self.write()
-        self._lose(stream)
+        self._lose(stream, reason)
 
-    def _lose(self, stream: Stream) -> None:
+    def _lose(self, stream: Stream, reason: str | None = None) -> None:
         """A stream is over, and the caller of its request gone."""
         request = self.forget(stream)
         if request is not None:
-            request.connection_lost()
+            request.connection_lost(reason)
 
     def forget(self, stream: Stream) -> Request | None:
         """A stream is over. Its request, unless that was known already."""

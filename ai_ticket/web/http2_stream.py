@@ -124,11 +124,13 @@ class Stream:
         self._withheld = 0
         return request
 
-    def late(self, now: float) -> bool:
-        """Whether the caller takes too long, over its body or over the answer."""
-        if self.body_time.over or (self._taking is not None and self._taking.over):
-            return True
-        return self._deadline is not None and now >= self._deadline
+    def late(self, now: float) -> str | None:
+        """What the caller takes too long over, if anything (see `Recorder.connection_ended`)."""
+        if self.body_time.over:
+            return "body_timeout"
+        if self._taking is not None and self._taking.over:
+            return "unread"
+        return "close_timeout" if self._deadline is not None and now >= self._deadline else None
 
     # The request's body.
 
@@ -203,7 +205,9 @@ class Stream:
     def refuse(self, status: int) -> None:
         """Answer a request that is not to be looked at."""
         request = self.request
-        headers, body = self._connection.listener.refuse(status, request.headers, request.secure)
+        headers, body = self._connection.listener.refuse(
+            status, request.headers, request.peer, request.secure, request.method
+        )
         request.responded = True
         request.body.drop()
         self.send(status, headers, body, len(body))

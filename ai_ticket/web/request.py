@@ -210,8 +210,10 @@ class Request:
         if self._on_lost is not None:
             self._on_lost()
 
-    def connection_lost(self) -> None:
-        """The caller is gone, or was cut off."""
+    def connection_lost(self, reason: str | None = None) -> None:
+        """The caller is gone, or was cut off: then for this `reason`, which the log tells."""
+        if reason is not None:
+            self.facts["error"] = reason
         self.lost = True
         unanswered = self.streaming or not self.responded
         self.streaming = False

@@ -134,13 +134,16 @@ class Site:
             request.when_lost(answering.cancel)
         answering.addErrback(self._failed, request)
 
-    def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
+    def refuse(
+        self, status: int, given: dict[bytes, bytes], peer: str, secure: bool, method: str | None = None
+    ) -> tuple[HeaderList, bytes]:
         """Headers and body of the answer to what could not be read as a request; `given` are those that could."""
         request_id = self._request_id(given)
         error = _malformed("the head is too large" if status == 431 else None)
         self._recorder.request_started()
         self._recorder.request_finished(UNMATCHED, "other", status, 0.0)
-        self._log.info("malformed request", status=status, request_id=request_id)
+        known = {"method": method} if method in _METHODS else {}
+        self._log.info("malformed request", status=status, request_id=request_id, peer=peer, **known)
         headers = [(b"content-type", b"application/json"), *self._common_headers(request_id, secure)]
         return headers, error_body(error, request_id)
 

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from ai_ticket.telemetry.metrics import SCRAPE_SECONDS, Metrics, Scrapes
+from ai_ticket.telemetry.metrics import END_REASONS, SCRAPE_SECONDS, Metrics, Scrapes
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -40,8 +40,16 @@ def test_families_with_fixed_labels_are_there_from_the_start() -> None:
         assert found["ns_server_auth_failures_total", (("reason", reason),)] == 0
     for reason in ("protocol", "timeout", "closed"):
         assert found["ns_tls_handshake_failures_total", (("reason", reason),)] == 0
+    for reason in END_REASONS:
+        assert found["ns_server_connections_ended_total", (("reason", reason),)] == 0
     assert any(name == "ns_build_info" for name, _ in found)
     assert not any(name.endswith("_created") for name, _ in found)
+
+
+def test_what_we_ended() -> None:
+    metrics = Metrics("ns", CollectorRegistry())
+    metrics.connection_ended("unread")
+    assert samples(metrics)["ns_server_connections_ended_total", (("reason", "unread"),)] == 1
 
 
 def test_two_of_them_do_not_clash() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from logged import logged
+from logged import logged, logged_facts
 from twisted.internet.task import Clock
 
-from ai_ticket.web.caps import LOOK_SECONDS, Caps
+from ai_ticket.telemetry.logs_repeats import WINDOW_SECONDS
+from ai_ticket.web.caps import LOOK_SECONDS, TELL_SECONDS, Caps
 
 
 class Member:
@@ -35,7 +36,10 @@ class Member:
 class World:
     def __init__(self, limit: int = 3, per_client: int | None = None):
         self.clock = Clock()
-        self.caps: Caps[Member] = Caps(self.clock.seconds, limit=limit, per_client=per_client)
+        self.ended: Counter[str] = Counter()
+        self.caps: Caps[Member] = Caps(
+            self.clock.seconds, limit=limit, per_client=per_client, ended=lambda reason: self.ended.update([reason])
+        )
 
     def enter(self, client: str = "a", *, idle: bool = True) -> Member | None:
         """A newcomer, a moment after the one before; None if there is no place for it."""
@@ -167,24 +171,64 @@ def test_who_left_is_not_kept_in_memory() -> None:
     assert (len(world.caps), world.caps.clients()) == (0, {})
 
 
-def test_it_is_told_once_a_sweep_how_many_there_was_no_room_for() -> None:
+def test_each_for_whom_there_was_no_room_is_counted() -> None:
+    world = World(limit=3, per_client=2)
+    for _ in range(3):
+        world.entered("a")
+    for client in "bb":
+        world.entered(client, idle=False)
+    for client in "bbcd":
+        world.enter(client, idle=False)
+    assert world.ended == {
+        "max_connections_per_client": 1,
+        "max_connections_per_client_refused": 2,
+        "max_connections": 2,
+        "max_connections_refused": 1,
+    }
+
+
+TOLD = "{variable} reached: {closed} idle connections closed for newcomers, {refused} newcomers refused"
+
+
+def test_for_how_many_there_was_no_room_is_told_at_once() -> None:
     world = World(limit=3, per_client=2)
     for _ in range(4):
         world.entered("192.0.2.7")
-    world.entered("192.0.2.8")
+    for _ in range(2):
+        world.entered("192.0.2.8", idle=False)
     with logged() as lines:
-        world.caps.report()
-        for _ in range(2):
-            world.entered("192.0.2.8", idle=False)
-        world.entered("192.0.2.9", idle=False)
-        world.enter("192.0.2.9")
         world.caps.report()
         world.caps.report()
     assert lines == [
-        "warn: MAX_CONNECTIONS_PER_CLIENT=2 reached: 2 idle connections closed for newcomers, 0 newcomers refused",
-        "warn: MAX_CONNECTIONS_PER_CLIENT=2 reached: 1 idle connections closed for newcomers, 0 newcomers refused",
-        "warn: MAX_CONNECTIONS=3 reached: 2 idle connections closed for newcomers, 1 newcomers refused",
+        "warn: " + TOLD.format(variable="MAX_CONNECTIONS_PER_CLIENT=2", closed=2, refused=0),
+        "warn: " + TOLD.format(variable="MAX_CONNECTIONS=3", closed=1, refused=0),
     ]
+
+
+def test_later_ones_are_added_up_and_told_where_the_log_takes_them_for_no_repeat() -> None:
+    """The log tells a line that differs from another in numbers alone only as its repeat, without the numbers."""
+    world = World(limit=10, per_client=1)
+    world.entered("a")
+    for client in "ab":
+        world.entered(client, idle=False)
+    message = TOLD.format(variable="MAX_CONNECTIONS_PER_CLIENT=1", closed=0, refused=6)
+    with logged() as lines, logged_facts(message) as later:
+        world.caps.report()
+        told_at = world.clock.seconds()
+        for client in "bbabbb":
+            assert world.enter(client) is None
+            world.caps.report()
+        assert len(lines) == 1
+        world.clock.advance(told_at + WINDOW_SECONDS + 0.5 - world.clock.seconds())
+        world.caps.report()
+        assert len(lines) == 1
+        world.clock.advance(TELL_SECONDS - WINDOW_SECONDS)
+        world.caps.report()
+        world.clock.advance(TELL_SECONDS)
+        world.caps.report()
+    assert len(lines) == 2
+    [facts] = later
+    assert (facts["client"], facts["clients"]) == ("b", 2)
 
 
 STEPS = st.lists(

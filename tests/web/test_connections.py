@@ -38,6 +38,7 @@ def test_a_newcomer_without_a_place_is_refused(surface: Surface, secure: bool) -
     assert len(surface.connections) == 1
     recorder: Any = surface.connections.recorder
     assert recorder.handshake_failures == []
+    assert recorder.ended == ["max_connections_refused"]
     waiting.callback(COMPLETION)
     assert transport.value().startswith(b"HTTP/1.1 200")
 

@@ -1,11 +1,13 @@
 """HTTP/1.1: framing, early answers, keep-alive, pipelining, deadlines."""
 
 import json
+from typing import Any
 
 import pytest
 from harness import COMPLETION, make_connections, parse_responses
 from hypothesis import given
 from hypothesis import strategies as st
+from logged import logged, logged_facts
 from surface import MAX_BODY, Surface, make_surface
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -327,6 +329,76 @@ def test_rubbish_behind_a_request_waits_for_its_answer(surface: Surface) -> None
 def sweep(surface: Surface, seconds: float) -> None:
     surface.clock.advance(seconds)
     surface.connections._check_deadlines()
+
+
+DEADLINES = [
+    (b"", 11, "header_timeout"),
+    (GET[:9], 11, "header_timeout"),
+    (GET + GET[:9], 11, "header_timeout"),
+    (GET, 76, "keepalive_timeout"),
+    (POST[:-1], 31, "body_timeout"),
+    (HEAD + b"Content-Length: 9999999\r\n\r\n", 6, "close_timeout"),
+]
+
+
+@pytest.mark.parametrize(("data", "seconds", "reason"), DEADLINES)
+def test_an_operator_can_see_why_a_connection_was_ended(
+    surface: Surface, data: bytes, seconds: float, reason: str
+) -> None:
+    connection, transport = surface.connect()
+    connection.dataReceived(data)
+    with logged() as lines:
+        sweep(surface, seconds)
+        sweep(surface, 1)
+    assert transport.aborted
+    recorder: Any = surface.connections.recorder
+    assert recorder.ended == [reason]
+    assert lines == [f"debug: connection of 192.0.2.7 ended: {reason}"]
+    connection.connectionLost(Failure(ConnectionDone()))
+
+
+def test_who_leaves_or_parts_behind_the_last_answer_was_not_ended(surface: Surface) -> None:
+    for data in (GET, POST[:-1], GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")):
+        connection, _ = surface.connect()
+        connection.dataReceived(data)
+        connection.connectionLost(Failure(ConnectionDone()))
+    recorder: Any = surface.connections.recorder
+    assert recorder.ended == []
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_caller_who_takes_nothing_of_an_answer_is_seen(surface: Surface, last: bool) -> None:
+    """Its request was answered with 200 long before."""
+    connection, transport = surface.connect()
+    connection.pauseProducing()
+    connection.dataReceived(GET if not last else GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    with logged() as lines:
+        sweep(surface, 31)
+        sweep(surface, 1)
+    assert transport.aborted
+    recorder: Any = surface.connections.recorder
+    assert recorder.ended == ["unread"]
+    assert lines == ["debug: connection of 192.0.2.7 ended: unread"]
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_the_access_line_tells_a_body_that_came_too_late_from_a_caller_who_left(
+    surface: Surface, in_time: bool
+) -> None:
+    connection, _ = surface.connect()
+    connection.dataReceived(POST[:-1])
+    sweep(surface, 1 if in_time else 31)
+    with logged_facts("POST /event 499") as lines:
+        connection.connectionLost(Failure(ConnectionDone()))
+    [facts] = lines
+    assert facts.get("error") == (None if in_time else "body_timeout")
+
+
+def test_who_sent_a_malformed_request_is_told_and_nothing_of_what_it_was(surface: Surface) -> None:
+    connection, _ = surface.connect()
+    with logged_facts("malformed request") as lines:
+        connection.dataReceived(b"SECRET secret\r\n\r\n")
+    assert lines == [{"status": 400, "request_id": "id0", "peer": "192.0.2.7"}]
 
 
 def test_a_head_must_be_whole_in_time_however_it_drips(surface: Surface) -> None:

@@ -1,6 +1,7 @@
 """HTTP/2: the same answers as HTTP/1.1, flow control, resets, deadlines, draining."""
 
 import json
+from typing import Any
 
 import h2.events
 import h2.settings
@@ -9,6 +10,7 @@ from frames import GET, GOAWAY, POST, RawClient, frame, head
 from harness import COMPLETION, Http2Client
 from hypothesis import given
 from hypothesis import strategies as st
+from logged import logged, logged_facts
 from msgspec.structs import replace
 from surface import MAX_BODY, Surface, make_surface
 from twisted.internet.defer import Deferred, succeed
@@ -271,14 +273,23 @@ def test_answers_that_nobody_takes_end_the_reading(surface: Surface) -> None:
     assert client.transport.producerState == "producing"
 
 
+def ended(surface: Surface) -> list[str]:
+    recorder: Any = surface.connections.recorder
+    found: list[str] = recorder.ended
+    return found
+
+
 def test_a_caller_who_does_not_read_is_cut_off(surface: Surface) -> None:
     surface.pipeline.answer = lambda: succeed(replace(COMPLETION, text="x" * 200_000))
     client = surface.connect2()
     client.request("POST", "/event", HEADERS, BODY)
     surface.clock.advance(31)
-    surface.connections._check_deadlines()
+    with logged() as lines:
+        surface.connections._check_deadlines()
     client.exchange()
     assert any(isinstance(event, h2.events.StreamReset) for event in client.events)
+    assert ended(surface) == ["unread"]
+    assert lines == ["debug: stream of 192.0.2.7 ended: unread"]
 
 
 def test_a_stream_reset_cancels_its_event_only(surface: Surface) -> None:
@@ -301,14 +312,32 @@ def test_a_body_must_come_in_time(surface: Surface) -> None:
     head = [(":method", "POST"), (":path", "/event"), (":scheme", "https"), (":authority", "x"), *HEADERS]
     client.h2.send_headers(1, head)
     client.exchange()
-    for _ in range(31):
-        client.h2.send_data(1, b" ")
-        surface.clock.advance(1)
-        surface.connections._check_deadlines()
-        if client.exchange() and client.h2.open_outbound_streams == 0:
-            break
+    with logged_facts("POST /event 499") as lines:
+        for _ in range(31):
+            client.h2.send_data(1, b" ")
+            surface.clock.advance(1)
+            surface.connections._check_deadlines()
+            if client.exchange() and client.h2.open_outbound_streams == 0:
+                break
     assert any(isinstance(event, h2.events.StreamReset) for event in client.events)
     assert surface.recorder.finished == [("/event", "POST", 499)]
+    assert [facts["error"] for facts in lines] == ended(surface) == ["body_timeout"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "reason"),
+    [(False, b"", "header_timeout"), (True, b"", "keepalive_timeout"), (True, b"\0\0\x09\x01", "header_timeout")],
+)
+def test_why_a_connection_was_ended_counts_once(surface: Surface, asked: bool, more: bytes, reason: str) -> None:
+    client = surface.connect2()
+    if asked:
+        client.request("GET", "/health/live")
+    client.connection.dataReceived(more)
+    for _ in range(90):
+        surface.clock.advance(1)
+        surface.connections._check_deadlines()
+    assert client.transport.aborted
+    assert ended(surface) == [reason]
 
 
 def test_an_idle_connection_is_closed_whatever_pings_come(surface: Surface) -> None:

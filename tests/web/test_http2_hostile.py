@@ -35,7 +35,7 @@ from h2.errors import ErrorCodes
 from harness import COMPLETION, Http2Client
 from hypothesis import given
 from hypothesis import strategies as st
-from logged import clean_log
+from logged import clean_log, logged_facts
 from msgspec.structs import replace
 from surface import Surface, make_surface
 from twisted.internet.defer import Deferred, succeed
@@ -219,8 +219,10 @@ def test_a_head_must_be_whole_in_time_whatever_else_goes_on(surface: Surface) ->
 def test_too_large_a_head_is_431(surface: Surface, more: Fields) -> None:
     client = RawClient(surface)
     data = block([*POST, (b"x-request-id", b"mine"), *more])
-    client.send(frame(HEADERS, 0, 1, data[:16_000]) + frame(CONTINUATION, END_HEADERS, 1, data[16_000:]))
-    client.send(frame(DATA, END_STREAM, 1, BODY) + head(3))
+    with logged_facts("malformed request") as lines:
+        client.send(frame(HEADERS, 0, 1, data[:16_000]) + frame(CONTINUATION, END_HEADERS, 1, data[16_000:]))
+        client.send(frame(DATA, END_STREAM, 1, BODY) + head(3))
+    assert lines == [{"status": 431, "request_id": "mine", "peer": "192.0.2.7", "method": "POST"}]
     assert client.statuses() == {1: 431, 3: 200}
     assert json.loads(client.data(1))["request_id"] == "mine"
     assert surface.pipeline.events == []

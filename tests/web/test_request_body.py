@@ -50,7 +50,9 @@ class Requests:
     def _count(self) -> None:
         self.lost += 1
 
-    def refuse(self, status: int, given: dict[bytes, bytes], secure: bool) -> tuple[HeaderList, bytes]:
+    def refuse(
+        self, status: int, given: dict[bytes, bytes], peer: str, secure: bool, method: str | None = None
+    ) -> tuple[HeaderList, bytes]:
         return [], b"refused"
 
 

@@ -7,10 +7,11 @@ import os
 import re
 import signal
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,21 @@ def test_one_service(tmp_path: Path, server: ModelServer) -> None:
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
         assert daemon.err == ""
+
+
+def test_what_each_of_them_cuts_is_counted_together(tmp_path: Path, server: ModelServer) -> None:
+    limits = {"HEADER_TIMEOUT_SECONDS": "1", "LOG_LEVEL": "DEBUG"}
+    with running(tmp_path, KOBOLDCPP_API_URL=server.url, **limits) as daemon:
+        context = ssl.create_default_context(cafile=str(daemon.ready().certificates.ca))
+        with ExitStack() as silent:
+            for _ in range(20):
+                plain = socket.create_connection(("127.0.0.1", daemon.port("https")), timeout=30)
+                silent.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+            counter = 'server_connections_ended_total{reason="header_timeout"}'
+            wait_until(lambda: exported(daemon)[counter] == 20, "all are cut")
+        lines = daemon.logged("connection of 127.0.0.1 ended: header_timeout")
+        assert len(lines) == 20
+        assert {line["worker"] for line in lines} == {0, 1}
 
 
 def test_openais_chunks_pass_by_the_parent(
