@@ -133,26 +133,25 @@ def _read_array(content: Raw) -> list[Message]:
         elif item.prompt is not None and item.content is None and not item.messages:
             texts.append(item.prompt)
         else:
-            found = _read_messages_item(item, index)
             if texts:
                 messages.append(Message("user", "\n".join(texts)))
                 texts = []
-            messages += found
+            if item.messages:
+                messages += [Message(message.role, _text(message.content)) for message in item.messages]
+            elif item.role in _ROLES and item.content is not None:
+                messages.append(Message(item.role, _text(item.content)))  # type: ignore[arg-type]
+            else:
+                raise _no_message(item, f"content[{index}]")
     if texts:
         messages.append(Message("user", "\n".join(texts)))
     return messages
 
 
-def _read_messages_item(item: _Item, index: int) -> list[Message]:
-    if item.messages:
-        return [Message(message.role, _text(message.content)) for message in item.messages]
-    if item.role in _ROLES and item.content is not None:
-        return [Message(item.role, _text(item.content))]  # type: ignore[arg-type]
-    path = f"content[{index}]"
+def _no_message(item: _Item, path: str) -> PromptExtractionFailed:
     if item.role is not None and item.role not in _ROLES:
-        raise PromptExtractionFailed(f"{path}.role: must be one of {', '.join(_ROLES)}")
+        return PromptExtractionFailed(f"{path}.role: must be one of {', '.join(_ROLES)}")
     missing = "role" if item.role is None else "content"
-    raise PromptExtractionFailed(f"{path}: a message needs a role and content, {missing} is missing")
+    return PromptExtractionFailed(f"{path}: a message needs a role and content, {missing} is missing")
 
 
 def _read_messages(raw: Raw | UnsetType, path: str) -> list[Message]:

@@ -52,7 +52,7 @@ METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 KINDS: dict[str, tuple[bytes, bool, float]] = {
     "headers": (b"POST /event HTTP/1.1\r\nHost: x\r\n", True, HEADER_SECONDS),
     "bodies": (HEAD + b'Content-Length: 100000\r\n\r\n{"content":"', True, BODY_SECONDS),
-    "readers": (METRICS * 4, False, IDLE_SECONDS),
+    "readers": (METRICS, False, IDLE_SECONDS),
 }
 
 
