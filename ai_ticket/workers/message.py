@@ -8,7 +8,7 @@ from ai_ticket import errors
 from ai_ticket.errors import DomainError, InternalError
 
 
-class Message(Struct, frozen=True, array_like=True):
+class Message(Struct, frozen=True, array_like=True, tag=True):
     """What goes over a channel. `number` is the asking process's own, and stands in the answer."""
 
 

@@ -35,11 +35,11 @@ class Family(Struct, frozen=True, array_like=True):
 # From a worker to the parent.
 
 
-class Ready(Message, frozen=True, array_like=True, tag=True):
+class Ready(Message, frozen=True):
     """It serves."""
 
 
-class Admit(Message, frozen=True, array_like=True, tag=True):
+class Admit(Message, frozen=True):
     """May a call of this client go on? `limiter` is the quota's or the one of invalid tokens."""
 
     number: int
@@ -47,7 +47,7 @@ class Admit(Message, frozen=True, array_like=True, tag=True):
     client: str
 
 
-class AskRoom(Message, frozen=True, array_like=True, tag=True):
+class AskRoom(Message, frozen=True):
     """Would an event of this client be taken in?"""
 
     number: int
@@ -55,7 +55,7 @@ class AskRoom(Message, frozen=True, array_like=True, tag=True):
     deadline: float
 
 
-class Submit(Message, frozen=True, array_like=True, tag=True):
+class Submit(Message, frozen=True):
     """An event's way through the pipeline begins. `stream`: its caller is told its place while it waits.
 
     `key`: as `Event` has it.
@@ -70,47 +70,47 @@ class Submit(Message, frozen=True, array_like=True, tag=True):
     key: str | None
 
 
-class Cancel(Message, frozen=True, array_like=True, tag=True):
+class Cancel(Message, frozen=True):
     """Its caller no longer wants it. Its attempt, if there was one, has been stopped."""
 
     number: int
 
 
-class Attempted(Message, frozen=True, array_like=True, tag=True):
+class Attempted(Message, frozen=True):
     """How the attempt at it has ended; without a fault the caller has the answer already."""
 
     number: int
     fault: Fault | None = None
 
 
-class Samples(Message, frozen=True, array_like=True, tag=True):
+class Samples(Message, frozen=True):
     """The answer to `AskSamples`."""
 
     number: int
     families: list[Family]
 
 
-class AskMetrics(Message, frozen=True, array_like=True, tag=True):
+class AskMetrics(Message, frozen=True):
     """What are the metrics of the whole service, for this Accept header?"""
 
     number: int
     accept: str
 
 
-class Pong(Message, frozen=True, array_like=True, tag=True):
+class Pong(Message, frozen=True):
     """Its reactor turns, and it has so many connections of callers, and uses so many bytes of memory."""
 
     connections: int
     memory: int
 
 
-class Stopping(Message, frozen=True, array_like=True, tag=True):
+class Stopping(Message, frozen=True):
     """It was told to stop, with so many requests under way."""
 
     in_flight: int
 
 
-class Stopped(Message, frozen=True, array_like=True, tag=True):
+class Stopped(Message, frozen=True):
     """It has finished, or cut, what was under way."""
 
     tally: Tally
@@ -143,7 +143,7 @@ class Pem(Struct, frozen=True, array_like=True):
     key: bytes
 
 
-class InForce(Message, frozen=True, array_like=True, tag=True):
+class InForce(Message, frozen=True):
     """All that SIGHUP can change in a worker. `payloads`: how many it may log a minute.
 
     `memory_limit`: in bytes, of all processes together; None: there is none.
@@ -157,7 +157,7 @@ class InForce(Message, frozen=True, array_like=True, tag=True):
     memory_limit: int | None
 
 
-class Learnt(Message, frozen=True, array_like=True, tag=True):
+class Learnt(Message, frozen=True):
     """What is known of a backend, and where a bundled one is now. Backends are numbered in order of rank."""
 
     backend: int
@@ -165,7 +165,7 @@ class Learnt(Message, frozen=True, array_like=True, tag=True):
     location: Location | None
 
 
-class Outlook(Message, frozen=True, array_like=True, tag=True):
+class Outlook(Message, frozen=True):
     """How things are in the pipeline: its `batch_window`, and whether anyone's event would be taken in.
 
     That holds for events with half of REQUEST_TIMEOUT_SECONDS left or more.
@@ -183,7 +183,7 @@ class PassedPort(Struct, frozen=True, array_like=True):
     ours: bool
 
 
-class Start(Message, frozen=True, array_like=True, tag=True):
+class Start(Message, frozen=True):
     """The first message: what a worker is, and all it needs to know. `reactor` is the module of the parent's."""
 
     worker: int
@@ -195,21 +195,21 @@ class Start(Message, frozen=True, array_like=True, tag=True):
     outlook: Outlook
 
 
-class Admitted(Message, frozen=True, array_like=True, tag=True):
+class Admitted(Message, frozen=True):
     """The answer to `Admit`."""
 
     number: int
     admission: Admission
 
 
-class Room(Message, frozen=True, array_like=True, tag=True):
+class Room(Message, frozen=True):
     """The answer to `AskRoom`."""
 
     number: int
     fault: Fault | None
 
 
-class Attempt(Message, frozen=True, array_like=True, tag=True):
+class Attempt(Message, frozen=True):
     """An event has a slot of this backend until its deadline. Its turn came at `began_at`."""
 
     number: int
@@ -218,27 +218,27 @@ class Attempt(Message, frozen=True, array_like=True, tag=True):
     began_at: float
 
 
-class Ended(Message, frozen=True, array_like=True, tag=True):
+class Ended(Message, frozen=True):
     """An event has failed for good: what was under way for it is to stop."""
 
     number: int
     fault: Fault
 
 
-class Place(Message, frozen=True, array_like=True, tag=True):
+class Place(Message, frozen=True):
     """An event that waits has this place in the queue."""
 
     number: int
     place: int
 
 
-class AskSamples(Message, frozen=True, array_like=True, tag=True):
+class AskSamples(Message, frozen=True):
     """What are the worker's metrics?"""
 
     number: int
 
 
-class Metrics(Message, frozen=True, array_like=True, tag=True):
+class Metrics(Message, frozen=True):
     """The answer to `AskMetrics`."""
 
     number: int
@@ -246,7 +246,7 @@ class Metrics(Message, frozen=True, array_like=True, tag=True):
     content_type: str
 
 
-class Ping(Message, frozen=True, array_like=True, tag=True):
+class Ping(Message, frozen=True):
     """Does the reactor turn? And so many connections of callers the workers have each, on average.
 
     `memory`: bytes that the other processes use. `lagging`: the parent's own event loop is late.
@@ -257,11 +257,11 @@ class Ping(Message, frozen=True, array_like=True, tag=True):
     lagging: bool
 
 
-class Stop(Message, frozen=True, array_like=True, tag=True):
+class Stop(Message, frozen=True):
     """The service ends: go through all phases of it, and say how it went."""
 
 
-class Hurry(Message, frozen=True, array_like=True, tag=True):
+class Hurry(Message, frozen=True):
     """Cut what is under way at once."""
 
 

@@ -7,7 +7,7 @@ from ai_ticket.interfaces import Figures
 from ai_ticket.workers.message import Fault, Message
 
 
-class AskText(Message, frozen=True, array_like=True, tag=True):
+class AskText(Message, frozen=True):
     """What has come so far? `client`, `key`: as `interfaces.Generations` has them, here and below."""
 
     number: int
@@ -15,7 +15,7 @@ class AskText(Message, frozen=True, array_like=True, tag=True):
     key: str
 
 
-class AskStop(Message, frozen=True, array_like=True, tag=True):
+class AskStop(Message, frozen=True):
     """Let them end."""
 
     number: int
@@ -23,35 +23,35 @@ class AskStop(Message, frozen=True, array_like=True, tag=True):
     key: str
 
 
-class AskFigures(Message, frozen=True, array_like=True, tag=True):
+class AskFigures(Message, frozen=True):
     """What has been going on?"""
 
     number: int
     client: str
 
 
-class Text(Message, frozen=True, array_like=True, tag=True):
+class Text(Message, frozen=True):
     """The answer to `AskText`."""
 
     number: int
     text: str
 
 
-class AsWanted(Message, frozen=True, array_like=True, tag=True):
+class AsWanted(Message, frozen=True):
     """The answer to `AskStop`."""
 
     number: int
     is_so: bool
 
 
-class FiguresTold(Message, frozen=True, array_like=True, tag=True):
+class FiguresTold(Message, frozen=True):
     """The answer to `AskFigures`."""
 
     number: int
     figures: Figures
 
 
-class Refused(Message, frozen=True, array_like=True, tag=True):
+class Refused(Message, frozen=True):
     """Any of these can't be answered."""
 
     number: int
