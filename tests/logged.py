@@ -1,10 +1,19 @@
 """What is logged while something is done."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+
+
+@contextmanager
+def _observing(observe: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(observe)
 
 
 @contextmanager
@@ -16,11 +25,8 @@ def logged() -> Iterator[list[str]]:
         if event["log_namespace"].startswith("ai_ticket."):
             found.append(f"{event['log_level'].name}: {formatEvent(event)}")
 
-    globalLogPublisher.addObserver(observe)
-    try:
+    with _observing(observe):
         yield found
-    finally:
-        globalLogPublisher.removeObserver(observe)
 
 
 @contextmanager
@@ -32,11 +38,8 @@ def logged_facts(message: str) -> Iterator[list[dict[str, Any]]]:
         if formatEvent(event) == message:
             found.append({name: value for name, value in event.items() if not name.startswith("log_")})
 
-    globalLogPublisher.addObserver(observe)
-    try:
+    with _observing(observe):
         yield found
-    finally:
-        globalLogPublisher.removeObserver(observe)
 
 
 @contextmanager
@@ -52,9 +55,6 @@ def clean_log() -> Iterator[None]:
             failure = event.get("log_failure")
             seen.append(f"{formatEvent(event)}\n{failure.getTraceback() if failure is not None else ''}")
 
-    globalLogPublisher.addObserver(observe)
-    try:
+    with _observing(observe):
         yield
-    finally:
-        globalLogPublisher.removeObserver(observe)
     assert not seen, "\n".join(seen)

@@ -238,7 +238,7 @@ def test_while_the_parent_is_late_no_worker_is_ready(tmp_path: Path, server: Mod
             os.kill(daemon.process.pid, signal.SIGSTOP)
             time.sleep(0.5)  # nobody but the system knows that it stands still
             os.kill(daemon.process.pid, signal.SIGCONT)
-            time.sleep(0.3)
+            time.sleep(0.3)  # nor that each stop shows in a probe of its own
         wait_until(overloaded, "the workers to hear of it")
         while {line["worker"] for line in daemon.logged("GET /health/ready 503")} != {0, 1}:
             overloaded()
