@@ -68,10 +68,11 @@ class Prober(Service):
         state = await self._backend.probe()
         if state.up and not before.up:
             self._log.info(
-                "backend {backend} is up: {kind} {version}, model {model}, slots: {slots}",
+                "backend {backend} is up: {software}, model {model}, slots: {slots}",
                 backend=state.name,
+                software=f"{state.kind} {state.version or 'of no known version'}",
                 kind=state.kind,
-                version=state.version or "of no known version",
+                version=state.version or "",
                 model=state.model,
                 slots=state.slots,
             )
